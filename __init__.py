@@ -1,0 +1,1 @@
+"""Speech-image retrieval: say what you want to see, and the picture comes back."""
