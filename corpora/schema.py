@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict
 
-from datasets import Audio, Dataset, DatasetDict, Features, Image, Value, load_from_disk
+from datasets import (
+    Audio,
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    NamedSplit,
+    Value,
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    load_from_disk,
+)
+from datasets.exceptions import DatasetGenerationError
 
 SPLITS = ("train", "validation", "test")
 
@@ -29,7 +47,7 @@ _STORAGE = Features({**FEATURES, "image": _MEDIA, "audio": _MEDIA})
 
 
 class CorpusError(ValueError):
-    """A corpus that cannot be read or trained on as it is; the message says what to do."""
+    """A corpus that cannot be built, read or trained on as it is; the message says what to do."""
 
 
 class Media(TypedDict):
@@ -51,20 +69,90 @@ class SpokenCaption(TypedDict):
     language: str | None
 
 
-def split_from_rows(rows: Callable[..., Iterator[SpokenCaption]], num_proc: int | None = None, **kwargs: Any) -> Dataset:
+def split_from_rows(
+    rows: Callable[..., Iterator[SpokenCaption]],
+    num_proc: int | None = None,
+    *,
+    cache_dir: str | Path | None = None,
+    split_name: str = "train",
+    **kwargs: Any,
+) -> Dataset:
     """Write the rows that a generator function yields as one split, without holding them in memory.
 
     `kwargs` reach the generator; with `num_proc` any list among them is shared out between the processes.
+    The rows wait for :func:`save_corpus` in a new folder under `cache_dir`, which the caller removes
+    (:func:`building_folder`); without `cache_dir`, in a temporary folder that is removed when Python ends.
+    `split_name` only labels the progress bar.
+
+    Raises:
+        CorpusError: as raised by the generator, from whichever process.
     """
-    dataset = Dataset.from_generator(rows, features=_STORAGE, gen_kwargs=kwargs or None, num_proc=num_proc)
-    return dataset.cast(FEATURES)
+    # Never datasets' shared cache: its key does not cover the code that the generator calls, so it gives stale rows.
+    folder = Path(tempfile.mkdtemp(prefix="split-", dir=cache_dir))
+    if cache_dir is None:
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    problem = folder / "problem.txt"
+    try:
+        written = Dataset.from_generator(
+            partial(_reporting, problem, rows),
+            features=_STORAGE,
+            gen_kwargs=kwargs or None,
+            num_proc=num_proc,
+            cache_dir=str(folder),
+            split=NamedSplit(split_name),
+        )
+    except DatasetGenerationError:
+        if problem.is_file():
+            raise CorpusError(problem.read_text(encoding="utf-8")) from None
+        raise
+    with _no_progress_bars():
+        return written.cast(FEATURES)
+
+
+def _reporting(problem: Path, rows: Callable[..., Iterator[SpokenCaption]], **kwargs: Any) -> Iterator[SpokenCaption]:
+    # datasets replaces the error of a generator by its own, and loses the cause between processes.
+    try:
+        yield from rows(**kwargs)
+    except CorpusError as error:
+        problem.write_text(str(error), encoding="utf-8")
+        raise
 
 
 def save_corpus(splits: dict[str, Dataset], directory: str | Path) -> DatasetDict:
-    """Save the three splits under `directory` and return them as read back from there."""
+    """Save the three splits under `directory` and return them as read back from there.
+
+    The corpus appears whole or not at all, and takes the place of an older corpus there.
+
+    Raises:
+        CorpusError: a split or a column is wrong, or `directory` holds something else than a corpus.
+    """
     check_schema(splits, where="the corpus to save")
-    DatasetDict({name: splits[name] for name in SPLITS}).save_to_disk(str(directory))
+    check_replaceable(directory)
+    target = Path(directory).absolute()
+    with building_folder(target) as folder, _no_progress_bars():
+        DatasetDict({name: splits[name] for name in SPLITS}).save_to_disk(str(folder / "new"))
+        if target.exists():
+            target.rename(folder / "old")
+        (folder / "new").rename(target)
     return load_corpus(directory)
+
+
+@contextmanager
+def building_folder(directory: str | Path) -> Iterator[Path]:
+    """A temporary folder beside `directory`, so on the same disk, for what is not yet a corpus."""
+    target = Path(directory).absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{target.name}.building-", dir=target.parent) as folder:
+        yield Path(folder)
+
+
+def check_replaceable(directory: str | Path) -> None:
+    """Refuse a place for a corpus that holds anything but an older corpus."""
+    target = Path(directory)
+    if target.is_dir() and (not any(target.iterdir()) or (target / "dataset_dict.json").is_file()):
+        return
+    if target.exists():
+        raise CorpusError(f"{directory} exists and is not a corpus, so it is not replaced. Choose another folder.")
 
 
 def load_corpus(directory: str | Path) -> DatasetDict:
@@ -97,3 +185,14 @@ def check_schema(splits: dict[str, Dataset], where: str) -> None:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(repr(name) for name in names)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()

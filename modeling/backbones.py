@@ -1,0 +1,123 @@
+"""Any speech or vision encoder of transformers behind one call each."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.models.blip_2.modeling_blip_2 import Blip2VisionConfig, Blip2VisionModel
+from transformers.models.whisper.modeling_whisper import WhisperConfig, WhisperEncoder, _compute_mask_indices
+
+
+class SpeechFrames(NamedTuple):
+    """What a speech backbone heard.
+
+    hidden_states: one (batch, frames, width) tensor for the input of the first layer and for every layer's output.
+    mask: (batch, frames) bool, False on frames that stand for padding.
+    """
+
+    hidden_states: tuple[Tensor, ...]
+    mask: Tensor
+
+
+def build_speech_backbone(config: PreTrainedConfig) -> PreTrainedModel:
+    """The speech encoder that a configuration describes; of Whisper only the encoder."""
+    if isinstance(config, WhisperConfig):
+        return WhisperEncoder._from_config(config)
+    return AutoModel.from_config(config)
+
+
+def build_vision_backbone(config: PreTrainedConfig) -> PreTrainedModel:
+    """The image encoder that a configuration describes."""
+    # AutoModel has no entry for BLIP-2's vision model (transformers 5.23).
+    if isinstance(config, Blip2VisionConfig):
+        return Blip2VisionModel._from_config(config)
+    return AutoModel.from_config(config)
+
+
+def speech_layer_count(config: PreTrainedConfig) -> int:
+    """How many hidden states :func:`encode_speech_frames` returns for this configuration."""
+    return (config.encoder_layers if isinstance(config, WhisperConfig) else config.num_hidden_layers) + 1
+
+
+def speech_width(config: PreTrainedConfig) -> int:
+    """Width of the backbone's hidden states."""
+    return config.d_model if isinstance(config, WhisperConfig) else config.hidden_size
+
+
+def encode_speech_frames(backbone: PreTrainedModel, inputs: Tensor, mask: Tensor | None) -> SpeechFrames:
+    """Run a speech backbone.
+
+    Args:
+        inputs: (batch, samples) waveform, or (batch, mel bins, mel frames) for Whisper, or (batch, frames, features).
+        mask: (batch, samples or frames), 1 on speech and 0 on padding; all speech if None.
+    """
+    log_mel = isinstance(backbone, WhisperEncoder)
+    if mask is None:
+        mask = torch.ones(len(inputs), inputs.shape[-1 if log_mel else 1], dtype=torch.long, device=inputs.device)
+    if log_mel:
+        return _encode_log_mel(backbone, inputs, mask)
+    output = backbone(inputs, attention_mask=mask, output_hidden_states=True)
+    frames = output.hidden_states[-1].shape[1]
+    lengths = mask.sum(-1)
+    if inputs.dim() == 2:
+        lengths = backbone._get_feat_extract_output_lengths(lengths)
+    return SpeechFrames(tuple(output.hidden_states), _mask_of_lengths(lengths.clamp(1, frames), frames))
+
+
+def encode_image_tokens(backbone: PreTrainedModel, pixel_values: Tensor) -> Tensor:
+    """(batch, 3, height, width) pixels to the (batch, tokens, width) last hidden state, `[CLS]` first."""
+    return backbone(pixel_values).last_hidden_state
+
+
+def _encode_log_mel(encoder: WhisperEncoder, features: Tensor, mask: Tensor) -> SpeechFrames:
+    """Whisper's encoder on just the mel frames there are, with padding masked.
+
+    `WhisperEncoder.forward` insists on 30 s and has no mask. Here padding is zeroed wherever a convolution could carry
+    it into speech, so a clip gives the same states alone and in a batch.
+    """
+    config = encoder.config
+    longest = encoder.embed_positions.num_embeddings * encoder.conv2.stride[0]
+    if features.shape[-1] > longest:
+        raise ValueError(f"{features.shape[-1]} mel frames exceed the {longest} that this speech encoder has positions for")
+    padding = mask[:, None] == 0
+    features = _spec_augment(features, mask, config) if encoder.training else features
+    hidden = nn.functional.gelu(encoder.conv1(features.masked_fill(padding, 0))).masked_fill(padding, 0)
+    hidden = nn.functional.gelu(encoder.conv2(hidden)).transpose(1, 2)
+    frames = hidden.shape[1]
+    frame_mask = mask[:, :: encoder.conv2.stride[0]].bool()
+    hidden = hidden + encoder.embed_positions.weight[:frames].to(hidden.dtype)
+    hidden = nn.functional.dropout(hidden, p=encoder.dropout, training=encoder.training)
+    attention_mask = create_bidirectional_mask(config=config, inputs_embeds=hidden, attention_mask=frame_mask)
+    states = [hidden]
+    for layer in encoder.layers:
+        hidden = layer(hidden, attention_mask)
+        states.append(hidden)
+    states[-1] = encoder.layer_norm(hidden)
+    return SpeechFrames(tuple(states), frame_mask)
+
+
+def _spec_augment(features: Tensor, mask: Tensor, config: WhisperConfig) -> Tensor:
+    """SpecAugment as the configuration asks for it (`apply_spec_augment`, `mask_time_*`, `mask_feature_*`)."""
+    if not config.apply_spec_augment:
+        return features
+    batch, bins, frames = features.shape
+    blank = torch.zeros(batch, bins, frames, dtype=torch.bool, device=features.device)
+    if config.mask_time_prob > 0:
+        spans = _compute_mask_indices(
+            (batch, frames), config.mask_time_prob, config.mask_time_length, mask, config.mask_time_min_masks
+        )
+        blank |= torch.from_numpy(spans).to(features.device)[:, None]
+    if config.mask_feature_prob > 0:
+        bands = _compute_mask_indices(
+            (batch, bins), config.mask_feature_prob, config.mask_feature_length, min_masks=config.mask_feature_min_masks
+        )
+        blank |= torch.from_numpy(bands).to(features.device)[:, :, None]
+    return features.masked_fill(blank, 0.0)
+
+
+def _mask_of_lengths(lengths: Tensor, size: int) -> Tensor:
+    return torch.arange(size, device=lengths.device) < lengths[:, None]

@@ -1,0 +1,370 @@
+"""Speech-image retrieval model: two encoders compared by similarity, one multimodal encoder that re-ranks.
+
+The method is Zhou & Li, "Coarse-to-fine Alignment Makes Better Speech-image Retrieval" (arXiv 2408.13119).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .backbones import (
+    build_speech_backbone,
+    build_vision_backbone,
+    encode_image_tokens,
+    encode_speech_frames,
+    speech_layer_count,
+    speech_width,
+)
+from .configuration_speech_image_retrieval import SpeechImageMultimodalConfig, SpeechImageRetrievalConfig
+from .losses import contrastive_loss, matching_loss, positive_targets, sample_hard_negatives
+
+
+@dataclass
+class SpeechFeaturesOutput(BaseModelOutputWithPooling):
+    """Encoded speech.
+
+    pooler_output: (batch, projection_dim) float32 embeddings of unit length.
+    last_hidden_state: (batch, tokens, hidden_size) speech states, `[CLS]` first.
+    attention_mask: (batch, tokens) bool, False on padding.
+    """
+
+    attention_mask: Tensor | None = None
+
+
+@dataclass
+class SpeechImageRetrievalOutput(ModelOutput):
+    """Output of [`SpeechImageRetrievalModel`].
+
+    loss: SIC + SIM, returned with `return_loss=True`.
+    logits_per_speech: (speeches, images) similarities divided by the temperature.
+    logits_per_image: its transpose.
+    speech_embeds, image_embeds: embeddings of unit length, (batch, projection_dim).
+    """
+
+    loss: Tensor | None = None
+    contrastive_loss: Tensor | None = None
+    matching_loss: Tensor | None = None
+    logits_per_speech: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    speech_embeds: Tensor | None = None
+    image_embeds: Tensor | None = None
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """Attention written out; returns (batch, queries, heads, head width) and the (batch, heads, queries, keys) weights."""
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class SpeechImageAttention(nn.Module):
+    """Multi-head attention, to the states themselves or to those of the other modality."""
+
+    def __init__(self, config: SpeechImageMultimodalConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: Tensor, source: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        query, key, value = (
+            projection(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for projection, states in ((self.q_proj, hidden_states), (self.k_proj, source), (self.v_proj, source))
+        )
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        output, weights = attention(self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout)
+        return self.out_proj(output.flatten(2)), weights
+
+
+class SpeechImageLayer(GradientCheckpointingLayer):
+    """Pre-norm transformer layer: self-attention, cross-attention to the image if asked for, feed-forward."""
+
+    def __init__(self, config: SpeechImageMultimodalConfig, cross_attention: bool):
+        super().__init__()
+        self.self_attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attention = SpeechImageAttention(config)
+        if cross_attention:
+            self.cross_attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            self.cross_attention = SpeechImageAttention(config)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(config.hidden_size, config.intermediate_size),
+            ACT2FN[config.hidden_act],
+            nn.Linear(config.intermediate_size, config.hidden_size),
+        )
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None, image_states: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        normed = self.self_attention_norm(hidden_states)
+        hidden_states = hidden_states + self.dropout(self.self_attention(normed, normed, attention_mask)[0])
+        cross_weights = None
+        if image_states is not None:
+            normed = self.cross_attention_norm(hidden_states)
+            attended, cross_weights = self.cross_attention(normed, image_states, None)
+            hidden_states = hidden_states + self.dropout(attended)
+        normed = self.feed_forward_norm(hidden_states)
+        return hidden_states + self.dropout(self.feed_forward(normed)), cross_weights
+
+
+class SpeechImageRetrievalPreTrainedModel(PreTrainedModel):
+    """Initialisation and what transformers needs to know of the model and of its encoder stacks."""
+
+    config_class = SpeechImageRetrievalConfig
+    base_model_prefix = "speech_image_retrieval"
+    main_input_name = "pixel_values"
+    input_modalities = ("audio", "image")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules = ("SpeechImageLayer",)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = getattr(self.config, "multimodal_config", self.config).initializer_range
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, mean=0.0, std=std)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, SpeechImageRetrievalModel):
+            init.zeros_(module.speech_layer_weights)
+            init.normal_(module.speech_cls, mean=0.0, std=std)
+            init.constant_(module.logit_scale, -math.log(self.config.temperature))
+
+
+class SpeechImageEncoder(SpeechImageRetrievalPreTrainedModel):
+    """A stack of layers and a final norm: the speech transformer, or with cross-attention the multimodal encoder."""
+
+    config_class = SpeechImageMultimodalConfig
+
+    def __init__(self, config: SpeechImageMultimodalConfig, num_layers: int, cross_attention: bool):
+        super().__init__(config)
+        self.layers = nn.ModuleList([SpeechImageLayer(config, cross_attention) for _ in range(num_layers)])
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def forward(
+        self, hidden_states: Tensor, mask: Tensor, image_states: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """(batch, tokens, width) states and (batch, tokens) mask to states and each layer's cross-attention weights."""
+        attention_mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=mask
+        )
+        cross_weights = []
+        for layer in self.layers:
+            hidden_states, weights = layer(hidden_states, attention_mask, image_states)
+            cross_weights.append(weights)
+        return self.norm(hidden_states), tuple(cross_weights)
+
+
+class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
+    """Speech encoder, image encoder, and the multimodal encoder that decides whether the two match.
+
+    Coarse: :meth:`get_speech_features` and :meth:`get_image_features` give embeddings whose cosine similarity ranks a
+    whole gallery. Fine: :meth:`match` scores single pairs from the states of the two encoders.
+    """
+
+    def __init__(self, config: SpeechImageRetrievalConfig):
+        super().__init__(config)
+        multimodal = config.multimodal_config
+        width = multimodal.hidden_size
+        self.speech_backbone = build_speech_backbone(config.speech_config)
+        self.vision_backbone = build_vision_backbone(config.vision_config)
+        self.speech_layer_weights = nn.Parameter(torch.zeros(speech_layer_count(config.speech_config)))
+        self.speech_input = nn.Linear(speech_width(config.speech_config), width)
+        self.speech_cls = nn.Parameter(torch.zeros(1, 1, width))
+        self.speech_transformer = SpeechImageEncoder._from_config(
+            multimodal, num_layers=multimodal.num_speech_layers, cross_attention=False
+        )
+        self.image_input = nn.Linear(config.vision_config.hidden_size, width)
+        self.image_norm = nn.LayerNorm(width, eps=multimodal.layer_norm_eps)
+        self.speech_projection = nn.Linear(width, config.projection_dim)
+        self.image_projection = nn.Linear(width, config.projection_dim)
+        self.logit_scale = nn.Parameter(torch.tensor(0.0))
+        self.multimodal_encoder = SpeechImageEncoder._from_config(
+            multimodal, num_layers=multimodal.num_hidden_layers, cross_attention=True
+        )
+        self.matching_head = nn.Linear(width, 1)
+        self.post_init()
+
+    @property
+    def temperature(self) -> Tensor:
+        """The learned temperature, a float32 scalar."""
+        return torch.exp(-self.logit_scale.float())
+
+    @torch.no_grad()
+    def clamp_temperature(self, low: float = 0.001, high: float = 0.5) -> None:
+        """Keep the temperature in ALBEF's range; training calls this before each step."""
+        self.logit_scale.clamp_(-math.log(high), -math.log(low))
+
+    @can_return_tuple
+    def get_speech_features(
+        self,
+        input_values: Tensor | None = None,
+        input_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs,
+    ) -> SpeechFeaturesOutput:
+        """Encode speech.
+
+        Args:
+            input_values: (batch, samples) 16 kHz waveform, for backbones that take one.
+            input_features: (batch, mel bins, frames) or (batch, frames, features), for the others.
+            attention_mask: (batch, samples or frames), 1 on speech and 0 on padding; all speech if not given.
+        """
+        inputs = input_values if input_values is not None else input_features
+        if inputs is None:
+            raise ValueError("get_speech_features needs input_values or input_features from the processor")
+        hidden_states, mask = encode_speech_frames(self.speech_backbone, inputs, attention_mask)
+        tokens, mask = _pool_frames(self._weigh_layers(hidden_states), mask, self.config.speech_pooling)
+        tokens = self.speech_input(tokens)
+        tokens = torch.cat([self.speech_cls.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
+        mask = nn.functional.pad(mask, (1, 0), value=True)
+        states, _ = self.speech_transformer(tokens, mask)
+        embeds = nn.functional.normalize(self.speech_projection(states[:, 0]).float(), dim=-1)
+        return SpeechFeaturesOutput(last_hidden_state=states, pooler_output=embeds, attention_mask=mask)
+
+    @can_return_tuple
+    def get_image_features(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """Encode (batch, 3, height, width) pixels from the processor.
+
+        Returns:
+            `.pooler_output` (batch, projection_dim) float32 of unit length, `.last_hidden_state` (batch, tokens,
+            hidden_size), `[CLS]` first.
+        """
+        tokens = encode_image_tokens(self.vision_backbone, pixel_values)
+        states = self.image_norm(self.image_input(tokens))
+        embeds = nn.functional.normalize(self.image_projection(states[:, 0]).float(), dim=-1)
+        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=embeds)
+
+    def match(self, speech_states: Tensor, speech_mask: Tensor, image_states: Tensor) -> Tensor:
+        """Matching logits of pairs: row i pairs speech i with image i; above 0 means "they match".
+
+        Args:
+            speech_states: (pairs, tokens, hidden_size). speech_mask: (pairs, tokens), 0 on padding.
+            image_states: (pairs, tokens, hidden_size).
+        Returns:
+            (pairs,) float32.
+        """
+        states, _ = self.multimodal_encoder(speech_states, speech_mask, image_states)
+        return self.matching_head(states[:, 0]).squeeze(-1).float()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: Tensor | None = None,
+        input_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        return_loss: bool | None = None,
+        **kwargs,
+    ) -> SpeechImageRetrievalOutput:
+        """Compare every speech with every image; with `return_loss=True` also train on them as matched pairs.
+
+        Args:
+            image_ids: (batch,) integers; rows of the same id show the same image and are no negatives of each other.
+                Every row is another image if not given.
+        """
+        if pixel_values is None:
+            raise ValueError("forward needs pixel_values beside the speech; for speech alone: get_speech_features")
+        if return_loss and self.training:
+            self.clamp_temperature()
+        speech = self.get_speech_features(input_values, input_features, attention_mask, return_dict=True)
+        image = self.get_image_features(pixel_values, return_dict=True)
+        logits = speech.pooler_output @ image.pooler_output.T / self.temperature
+        output = SpeechImageRetrievalOutput(
+            logits_per_speech=logits,
+            logits_per_image=logits.T,
+            speech_embeds=speech.pooler_output,
+            image_embeds=image.pooler_output,
+        )
+        if return_loss:
+            output.contrastive_loss, output.matching_loss = self._in_batch_losses(logits, speech, image, image_ids)
+            output = SpeechImageRetrievalOutput(loss=output.contrastive_loss + output.matching_loss, **output)
+        return output
+
+    def _in_batch_losses(
+        self,
+        logits: Tensor,
+        speech: SpeechFeaturesOutput,
+        image: BaseModelOutputWithPooling,
+        image_ids: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        batch = logits.shape[0]
+        if logits.shape[1] != batch:
+            raise ValueError(f"return_loss needs matched pairs; got {batch} speeches and {logits.shape[1]} images")
+        ids = torch.arange(batch, device=logits.device) if image_ids is None else image_ids
+        targets = positive_targets(ids, ids)
+        same = targets > 0
+        image_negative, image_found = sample_hard_negatives(logits, same)
+        speech_negative, speech_found = sample_hard_negatives(logits.T, same)
+        rows = torch.arange(batch, device=logits.device)
+        speech_rows = torch.cat([rows, rows, speech_negative[:, 0]])
+        image_rows = torch.cat([rows, image_negative[:, 0], rows])
+        weight = torch.cat([torch.ones_like(image_found), image_found, speech_found])[:, 0].float()
+        labels = (torch.arange(3 * batch, device=logits.device) < batch).float()
+        scores = self.match(
+            speech.last_hidden_state[speech_rows],
+            speech.attention_mask[speech_rows],
+            image.last_hidden_state[image_rows],
+        )
+        return contrastive_loss(logits, logits.T, targets, targets), matching_loss(scores, labels, weight)
+
+    def _weigh_layers(self, hidden_states: tuple[Tensor, ...]) -> Tensor:
+        weights = self.speech_layer_weights.float().softmax(0)
+        normed = (nn.functional.layer_norm(states, states.shape[-1:]) for states in hidden_states)
+        return sum(weight * states for weight, states in zip(weights, normed, strict=True))
+
+
+def _pool_frames(frames: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Average each run of `size` frames, padding left out: (batch, ceil(frames / size), width) and its mask."""
+    if size == 1:
+        return frames, mask
+    short = -frames.shape[1] % size
+    frames = nn.functional.pad(frames * mask.unsqueeze(-1), (0, 0, 0, short)).unflatten(1, (-1, size))
+    counts = nn.functional.pad(mask, (0, short)).unflatten(1, (-1, size)).sum(2)
+    return frames.sum(2) / counts.clamp(min=1).unsqueeze(-1).to(frames.dtype), counts > 0
+
+
+__all__ = [
+    "SpeechFeaturesOutput",
+    "SpeechImageRetrievalModel",
+    "SpeechImageRetrievalOutput",
+    "SpeechImageRetrievalPreTrainedModel",
+]

@@ -1,0 +1,140 @@
+"""Speech and images from whatever users hold, decoded once and correctly."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+from PIL import Image, ImageOps
+
+# A picture of this many pixels needs about 0.5 GB while it is decoded; more is a decompression bomb or a mistake.
+MAX_PIXELS = 120_000_000
+
+
+class MediaError(ValueError):
+    """A recording or a picture that cannot be used; the message says which and why."""
+
+
+def load_speech(speech: Any, sampling_rate: int | None, target_rate: int) -> np.ndarray:
+    """Mono float32 samples at `target_rate`.
+
+    Args:
+        speech: a path, encoded bytes, a mapping with `array` and `sampling_rate`, or with `bytes` or `path` (as
+            `datasets.Audio(decode=False)` gives), or a numeric array of shape (samples,), (channels, samples) or
+            (samples, channels). A tensor counts as an array.
+        sampling_rate: rate of bare arrays in Hz; files and mappings know their own.
+
+    Raises:
+        MediaError: undecodable, empty, not finite, or an array whose rate is not declared.
+    """
+    if isinstance(speech, Mapping):
+        if speech.get("array") is not None:
+            return load_speech(np.asarray(speech["array"]), speech.get("sampling_rate") or sampling_rate, target_rate)
+        speech = speech["bytes"] if speech.get("bytes") is not None else speech.get("path")
+        if speech is None:
+            raise MediaError("The speech mapping has neither 'array', 'bytes' nor 'path'.")
+    if isinstance(speech, (str, Path, bytes)):
+        samples, sampling_rate, name = _decode(speech)
+    else:
+        samples, name = np.asarray(speech), "The speech array"
+        if samples.dtype.kind not in "fiu":
+            raise MediaError(f"{name} must hold numbers, not {samples.dtype}; its shape is {samples.shape}.")
+        if sampling_rate is None:
+            raise MediaError(f"{name} has no sampling rate. Pass sampling_rate=..., for example sampling_rate=16_000.")
+        samples = _as_float(samples)
+    samples = _mono(samples, name)
+    if not samples.size:
+        raise MediaError(f"{name} holds no samples.")
+    if not np.isfinite(samples).all():
+        raise MediaError(f"{name} has NaN or infinite samples.")
+    if sampling_rate != target_rate:
+        samples = soxr.resample(samples, sampling_rate, target_rate)
+    return np.ascontiguousarray(samples, dtype=np.float32)
+
+
+def load_image(image: Any) -> Image.Image:
+    """An RGB picture, upright, on white where it was transparent.
+
+    Args:
+        image: a PIL image, a path, encoded bytes, a mapping with `bytes` or `path` (as
+            `datasets.Image(decode=False)` gives), or a (height, width[, 3 or 4]) uint8 array.
+
+    Raises:
+        MediaError: undecodable, truncated, or of more than 120 million pixels.
+    """
+    if isinstance(image, Mapping):
+        image = image["bytes"] if image.get("bytes") is not None else image.get("path")
+        if image is None:
+            raise MediaError("The image mapping has neither 'bytes' nor 'path'.")
+    if isinstance(image, (str, Path, bytes)):
+        return _decode_image(image)
+    if isinstance(image, Image.Image):
+        return _to_rgb(image)
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3):
+        raise MediaError(f"An image array must be uint8 (height, width[, channels]), not {array.dtype} {array.shape}.")
+    return _to_rgb(Image.fromarray(array))
+
+
+def _decode(source: str | Path | bytes) -> tuple[np.ndarray, int, str]:
+    name = f"The recording ({len(source)} bytes)" if isinstance(source, bytes) else f"The recording {source}"
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise MediaError(f"{name} does not exist.")
+    try:
+        stream = io.BytesIO(source) if isinstance(source, bytes) else str(source)
+        samples, rate = soundfile.read(stream, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
+        raise MediaError(f"{name} cannot be decoded as audio: {error}") from error
+    return samples, rate, name
+
+
+def _as_float(samples: np.ndarray) -> np.ndarray:
+    """Integers of PCM width to [-1, 1]."""
+    if samples.dtype.kind == "f":
+        return samples.astype(np.float32)
+    if samples.dtype == np.uint8:
+        return (samples.astype(np.float32) - 128) / 128
+    return samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min or -1)
+
+
+def _mono(samples: np.ndarray, name: str) -> np.ndarray:
+    if samples.ndim == 1:
+        return samples
+    if samples.ndim == 2 and min(samples.shape) <= 32:
+        return samples.mean(axis=int(np.argmin(samples.shape)))
+    raise MediaError(f"{name} must be one recording of shape (samples,) or (channels, samples), not {samples.shape}.")
+
+
+def _decode_image(source: str | Path | bytes) -> Image.Image:
+    name = f"The picture ({len(source)} bytes)" if isinstance(source, bytes) else f"The picture {source}"
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise MediaError(f"{name} does not exist.")
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise MediaError(f"{name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS} are accepted.")
+            return _to_rgb(image)
+    except MediaError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise MediaError(f"{name} has too many pixels: {error}") from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise MediaError(f"{name} cannot be decoded as an image: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":  # the common case, spared the copies below
+        image.load()
+        return ImageOps.exif_transpose(image) if image.getexif() else image.copy()
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "I;16", "I;16B", "I;16L"):  # 16-bit grey: PIL's own conversion clips at 255
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,54 @@
+"""The embedding queue: momentum embeddings of past pairs, as further negatives for SIC and for mining hard batches."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class EmbeddingQueue(nn.Module):
+    """First in, first out, of fixed size; it grows from empty, so that nothing random ever serves as a negative.
+
+    Attributes:
+        speech, image: (size, projection_dim) float32 buffers.
+        image_ids, rows: (size,) int64, which image a pair shows and which row of the corpus it is; -1 where empty.
+    """
+
+    def __init__(self, size: int, projection_dim: int):
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"the queue must hold at least one pair, not {size}")
+        self.register_buffer("speech", torch.zeros(size, projection_dim))
+        self.register_buffer("image", torch.zeros(size, projection_dim))
+        self.register_buffer("image_ids", torch.full((size,), -1))
+        self.register_buffer("rows", torch.full((size,), -1))
+        self.register_buffer("enqueued", torch.tensor(0))
+
+    def __len__(self) -> int:
+        return min(int(self.enqueued), len(self.rows))
+
+    @torch.no_grad()
+    def enqueue(self, speech: Tensor, image: Tensor, image_ids: Tensor, rows: Tensor) -> None:
+        """Add a batch of any size; the oldest pairs make room. Of a batch larger than the queue the last ones stay."""
+        size, batch = len(self.rows), len(rows)
+        kept = slice(max(0, batch - size), batch)
+        slots = (self.enqueued + torch.arange(batch, device=rows.device))[kept] % size
+        for buffer, values in (
+            (self.speech, speech),
+            (self.image, image),
+            (self.image_ids, image_ids),
+            (self.rows, rows),
+        ):
+            buffer[slots] = values[kept].to(buffer.dtype)
+        self.enqueued += batch
+
+    def contents(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Copies of the filled part: speech, image, image ids, rows. Copies, because autograd keeps what it multiplied
+        while the queue is written on."""
+        filled = slice(0, len(self))
+        return (
+            self.speech[filled].clone(),
+            self.image[filled].clone(),
+            self.image_ids[filled].clone(),
+            self.rows[filled].clone(),
+        )

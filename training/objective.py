@@ -1,0 +1,156 @@
+"""The training objective: SIC and SIM on one batch, with queue, momentum teacher and hard negatives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..modeling.losses import contrastive_loss, positive_targets, sample_hard_negatives
+from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
+from .embedding_queue import EmbeddingQueue
+from .matching import MatchingPairs, listwise_matching_loss, pairwise_matching_loss
+from .momentum import MomentumTeacher
+
+
+@dataclass
+class Losses:
+    """What one batch costs. `total` carries the gradient; the others are for the log."""
+
+    total: Tensor
+    contrastive: Tensor
+    matching: Tensor
+    listwise: Tensor
+
+
+@dataclass
+class Batch:
+    """One batch of matched pairs.
+
+    speech: `input_values` or `input_features`, and `attention_mask`, each (batch, ...).
+    pixel_values: (batch, 3, height, width).
+    image_ids, rows: (batch,) int64, which image and which row of the corpus.
+    """
+
+    speech: dict[str, Tensor]
+    pixel_values: Tensor
+    image_ids: Tensor
+    rows: Tensor
+
+
+class CoarseToFineObjective(nn.Module):
+    """SIC + SIM. Call it once per batch, and :meth:`after_step` once per optimizer step.
+
+    Args:
+        model: the student.
+        queue: None compares within the batch only.
+        teacher: None gives hard targets only, and the student's own embeddings to the queue.
+        contrastive_weight, matching_weight, listwise_weight: weights of the sum; with the last two at 0 the
+            multimodal encoder is not run.
+        hard_negatives: negatives per speech and per image for SIM.
+        negative_sampling: "similarity" draws them in proportion to softmax of the SIC similarity, "random" uniformly.
+    """
+
+    def __init__(
+        self,
+        model: SpeechImageRetrievalModel,
+        queue: EmbeddingQueue | None = None,
+        teacher: MomentumTeacher | None = None,
+        *,
+        contrastive_weight: float = 1.0,
+        matching_weight: float = 1.0,
+        listwise_weight: float = 0.0,
+        hard_negatives: int = 1,
+        negative_sampling: str = "similarity",
+    ):
+        super().__init__()
+        self.model = model
+        self.queue = queue
+        self.teacher = teacher
+        self.contrastive_weight = contrastive_weight
+        self.matching_weight = matching_weight
+        self.listwise_weight = listwise_weight
+        self.hard_negatives = hard_negatives
+        self.negative_sampling = negative_sampling
+        self._to_enqueue: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def forward(self, batch: Batch, alpha: float = 0.0, matching: bool = True) -> Losses:
+        """Losses of one batch.
+
+        Args:
+            alpha: share of the teacher's soft targets in SIC (momentum distillation), 0 to 1.
+            matching: False leaves SIM out, for steps before it starts.
+        """
+        speech = self.model.get_speech_features(**batch.speech, return_dict=True)
+        image = self.model.get_image_features(batch.pixel_values, return_dict=True)
+        embeds = (speech.pooler_output, image.pooler_output)
+        momentum_embeds = tuple(part.detach() for part in embeds)
+        if self.teacher is not None:
+            momentum_embeds = self.teacher.embed(batch.speech, batch.pixel_values)
+        self._to_enqueue.append((*momentum_embeds, batch.image_ids, batch.rows))
+
+        contrastive = self._contrastive(embeds, momentum_embeds, batch.image_ids, alpha)
+        matched = listed = torch.zeros((), device=contrastive.device)
+        if matching and (self.matching_weight or self.listwise_weight):
+            pairs = self._pairs(*embeds, batch.image_ids)
+            scores = self.model.match(
+                speech.last_hidden_state[pairs.speech],
+                speech.attention_mask[pairs.speech],
+                image.last_hidden_state[pairs.image],
+            )
+            matched = pairwise_matching_loss(scores, pairs)
+            listed = listwise_matching_loss(scores, pairs)
+        total = (
+            self.contrastive_weight * contrastive + self.matching_weight * matched + self.listwise_weight * listed
+        )
+        return Losses(total, contrastive.detach(), matched.detach(), listed.detach())
+
+    @torch.no_grad()
+    def after_step(self, updates: int) -> None:
+        """Move the teacher and fill the queue, after optimizer step number `updates`, counted from 1.
+
+        With gradient accumulation this is once for all micro-batches, so that they see one queue and one teacher.
+        """
+        self.model.clamp_temperature()
+        if self.teacher is not None:
+            self.teacher.update(self.model, updates)
+        if self.queue is not None:
+            self.queue.enqueue(*(torch.cat(parts) for parts in zip(*self._to_enqueue, strict=True)))
+        self._to_enqueue.clear()
+
+    def _contrastive(
+        self, embeds: tuple[Tensor, Tensor], momentum_embeds: tuple[Tensor, Tensor], image_ids: Tensor, alpha: float
+    ) -> Tensor:
+        """SIC against the momentum embeddings of the batch and of the queue (ALBEF equations 1, 2 and 6)."""
+        speech, image = embeds
+        all_speech, all_image = momentum_embeds if self.teacher is not None else embeds
+        momentum_speech, momentum_image = momentum_embeds
+        column_ids = image_ids
+        if self.queue is not None and len(self.queue):
+            queued_speech, queued_image, queued_ids, _ = self.queue.contents()
+            all_speech, all_image = torch.cat([all_speech, queued_speech]), torch.cat([all_image, queued_image])
+            column_ids = torch.cat([image_ids, queued_ids])
+        temperature = self.model.temperature
+        targets = positive_targets(image_ids, column_ids)
+        speech_targets = image_targets = targets
+        if self.teacher is not None and alpha > 0:
+            with torch.no_grad():
+                soft_speech = (momentum_speech @ all_image.T / temperature).softmax(1)
+                soft_image = (momentum_image @ all_speech.T / temperature).softmax(1)
+            speech_targets = alpha * soft_speech + (1 - alpha) * targets
+            image_targets = alpha * soft_image + (1 - alpha) * targets
+        return contrastive_loss(
+            speech @ all_image.T / temperature, image @ all_speech.T / temperature, speech_targets, image_targets
+        )
+
+    @torch.no_grad()
+    def _pairs(self, speech: Tensor, image: Tensor, image_ids: Tensor) -> MatchingPairs:
+        similarity = speech @ image.T / self.model.temperature
+        if self.negative_sampling == "random":
+            similarity = torch.zeros_like(similarity)
+        same_image = image_ids[:, None] == image_ids[None, :]
+        return MatchingPairs.with_negatives(
+            sample_hard_negatives(similarity, same_image, self.hard_negatives),
+            sample_hard_negatives(similarity.T, same_image, self.hard_negatives),
+        )
