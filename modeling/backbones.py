@@ -68,9 +68,32 @@ def encode_speech_frames(backbone: PreTrainedModel, inputs: Tensor, mask: Tensor
     return SpeechFrames(tuple(output.hidden_states), _mask_of_lengths(lengths.clamp(1, frames), frames))
 
 
-def encode_image_tokens(backbone: PreTrainedModel, pixel_values: Tensor) -> Tensor:
-    """(batch, 3, height, width) pixels to the (batch, tokens, width) last hidden state, `[CLS]` first."""
-    return backbone(pixel_values).last_hidden_state
+def vision_width(config: PreTrainedConfig) -> int:
+    """Width of the image tokens; of a hierarchical backbone that of its last stage."""
+    return config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size
+
+
+def encode_image_tokens(backbone: PreTrainedModel, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int] | None]:
+    """(batch, 3, height, width) pixels to (batch, tokens, width) image tokens.
+
+    Returns:
+        The tokens, and the (rows, columns) they form where the backbone gives a feature map (a convolutional network)
+        and not a sequence with its own `[CLS]` and positions.
+    """
+    states = backbone(pixel_values).last_hidden_state
+    if states.dim() == 4:
+        return states.flatten(2).transpose(1, 2), tuple(states.shape[-2:])
+    return states, None
+
+
+def grid_positions(rows: int, columns: int, width: int, like: Tensor) -> Tensor:
+    """Sinusoidal positions of a feature map's cells, (rows * columns, width): half the width for each axis."""
+    quarter = width // 4
+    frequencies = 100.0 ** -(torch.arange(quarter, device=like.device) / quarter)
+    down, across = (torch.arange(size, device=like.device)[:, None] * frequencies for size in (rows, columns))
+    down, across = (torch.cat([angles.sin(), angles.cos()], dim=1) for angles in (down, across))
+    grid = torch.cat([down[:, None].expand(-1, columns, -1), across[None].expand(rows, -1, -1)], dim=2)
+    return nn.functional.pad(grid.flatten(0, 1), (0, width - 4 * quarter)).to(like.dtype)
 
 
 def _encode_log_mel(encoder: WhisperEncoder, features: Tensor, mask: Tensor) -> SpeechFrames:

@@ -14,6 +14,8 @@ class SpeechImageMultimodalConfig(PreTrainedConfig):
     Args:
         hidden_size: width of both, and of the states that the two encoders return.
         num_speech_layers: layers of the speech transformer that stands on the speech backbone.
+        num_image_layers: layers of an image transformer with its own `[CLS]` on the vision backbone; needed by
+            convolutional backbones, which have no `[CLS]`. With 0 the backbone's first token is the `[CLS]`.
         num_hidden_layers: layers of the multimodal encoder (self-attention, cross-attention, feed-forward).
         num_attention_heads: heads of every attention.
         intermediate_size: width of the feed-forward networks.
@@ -28,6 +30,7 @@ class SpeechImageMultimodalConfig(PreTrainedConfig):
 
     hidden_size: int = 768
     num_speech_layers: int = 2
+    num_image_layers: int = 0
     num_hidden_layers: int = 6
     num_attention_heads: int = 12
     intermediate_size: int = 3072

@@ -26,8 +26,10 @@ from .backbones import (
     build_vision_backbone,
     encode_image_tokens,
     encode_speech_frames,
+    grid_positions,
     speech_layer_count,
     speech_width,
+    vision_width,
 )
 from .configuration_speech_image_retrieval import SpeechImageMultimodalConfig, SpeechImageRetrievalConfig
 from .losses import contrastive_loss, matching_loss, positive_targets, sample_hard_negatives
@@ -164,6 +166,8 @@ class SpeechImageRetrievalPreTrainedModel(PreTrainedModel):
         elif isinstance(module, SpeechImageRetrievalModel):
             init.zeros_(module.speech_layer_weights)
             init.normal_(module.speech_cls, mean=0.0, std=std)
+            if hasattr(module, "image_cls"):
+                init.normal_(module.image_cls, mean=0.0, std=std)
             init.constant_(module.logit_scale, -math.log(self.config.temperature))
 
 
@@ -203,6 +207,11 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
         super().__init__(config)
         multimodal = config.multimodal_config
         width = multimodal.hidden_size
+        if hasattr(config.vision_config, "hidden_sizes") and not multimodal.num_image_layers:
+            raise ValueError(
+                f"The {config.vision_config.model_type} backbone has no [CLS]: set multimodal_config.num_image_layers "
+                "to at least 1, so that an image transformer adds one."
+            )
         self.speech_backbone = build_speech_backbone(config.speech_config)
         self.vision_backbone = build_vision_backbone(config.vision_config)
         self.speech_layer_weights = nn.Parameter(torch.zeros(speech_layer_count(config.speech_config)))
@@ -211,8 +220,14 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
         self.speech_transformer = SpeechImageEncoder._from_config(
             multimodal, num_layers=multimodal.num_speech_layers, cross_attention=False
         )
-        self.image_input = nn.Linear(config.vision_config.hidden_size, width)
-        self.image_norm = nn.LayerNorm(width, eps=multimodal.layer_norm_eps)
+        self.image_input = nn.Linear(vision_width(config.vision_config), width)
+        if multimodal.num_image_layers:
+            self.image_cls = nn.Parameter(torch.zeros(1, 1, width))
+            self.image_transformer = SpeechImageEncoder._from_config(
+                multimodal, num_layers=multimodal.num_image_layers, cross_attention=False
+            )
+        else:
+            self.image_norm = nn.LayerNorm(width, eps=multimodal.layer_norm_eps)
         self.speech_projection = nn.Linear(width, config.projection_dim)
         self.image_projection = nn.Linear(width, config.projection_dim)
         self.logit_scale = nn.Parameter(torch.tensor(0.0))
@@ -267,8 +282,7 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
             `.pooler_output` (batch, projection_dim) float32 of unit length, `.last_hidden_state` (batch, tokens,
             hidden_size), `[CLS]` first.
         """
-        tokens = encode_image_tokens(self.vision_backbone, pixel_values)
-        states = self.image_norm(self.image_input(tokens))
+        states = self._image_states(pixel_values)
         embeds = nn.functional.normalize(self.image_projection(states[:, 0]).float(), dim=-1)
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=embeds)
 
@@ -345,6 +359,17 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
             image.last_hidden_state[image_rows],
         )
         return contrastive_loss(logits, logits.T, targets, targets), matching_loss(scores, labels, weight)
+
+    def _image_states(self, pixel_values: Tensor) -> Tensor:
+        tokens, grid = encode_image_tokens(self.vision_backbone, pixel_values)
+        tokens = self.image_input(tokens)
+        if not self.config.multimodal_config.num_image_layers:
+            return self.image_norm(tokens)
+        if grid is not None:
+            tokens = tokens + grid_positions(*grid, width=tokens.shape[-1], like=tokens)
+        tokens = torch.cat([self.image_cls.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
+        everywhere = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        return self.image_transformer(tokens, everywhere)[0]
 
     def _weigh_layers(self, hidden_states: tuple[Tensor, ...]) -> Tensor:
         weights = self.speech_layer_weights.float().softmax(0)

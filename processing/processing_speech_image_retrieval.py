@@ -32,6 +32,11 @@ class SpeechImageRetrievalProcessor(ProcessorMixin):
         """Samples a second that the model hears."""
         return self.feature_extractor.sampling_rate
 
+    @property
+    def time_axis(self) -> int:
+        """Which axis of one clip's features is time: 1 for a (bins, frames) spectrogram, 0 for all others."""
+        return 1 if hasattr(self.feature_extractor, "hop_length") else 0
+
     def __call__(
         self,
         audio: Any = None,
@@ -83,8 +88,7 @@ class SpeechImageRetrievalProcessor(ProcessorMixin):
         return np.pad(clip, (0, max(0, round(self.min_seconds * self.sampling_rate) - len(clip))))
 
     def _speech_features(self, clips: list[np.ndarray], return_tensors: str | None) -> BatchFeature:
-        hop = getattr(self.feature_extractor, "hop_length", None)
-        if hop is None:
+        if self.time_axis == 0:
             return self.feature_extractor(
                 clips,
                 sampling_rate=self.sampling_rate,
@@ -94,6 +98,7 @@ class SpeechImageRetrievalProcessor(ProcessorMixin):
             )
         # A spectrogram reflects the signal at its end. Half a window of silence behind every clip, masked, keeps the
         # reflection away from speech, so that a clip gives the same frames alone and in a batch.
+        hop = self.feature_extractor.hop_length
         longest = max(map(len, clips)) + self.feature_extractor.n_fft // 2
         length = -(-longest // hop) * hop
         features = self.feature_extractor(

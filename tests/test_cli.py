@@ -1,0 +1,299 @@
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from speech_image_retrieval.cli import CORPUS_OPTIONS, app
+from speech_image_retrieval.corpora.schema import save_corpus, split_from_rows
+from speech_image_retrieval.modeling.configuration_speech_image_retrieval import SpeechImageRetrievalConfig
+from speech_image_retrieval.modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
+from speech_image_retrieval.processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
+from transformers import BlipImageProcessorPil, HubertConfig, Wav2Vec2FeatureExtractor
+from typer.testing import CliRunner, Result
+
+RATE = 16_000
+COLOURS = {"train": (200, 0, 0), "validation": (0, 200, 0), "test": (0, 0, 200)}
+
+
+def sir(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refused(*arguments: object) -> str:
+    """What the command says when it fails as it should: a message, not a traceback."""
+    result = sir(*arguments)
+    assert result.exit_code == 1, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    progress, error, message = result.stderr.rpartition("Error: ")
+    assert error and progress[-1:] in ("", "\n")
+    return message
+
+
+def encoded_picture(colour: tuple[int, int, int], number: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (16, 16), (colour[0], colour[1] + number, colour[2])).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def encoded_speech(seed: int, seconds: float = 0.2) -> bytes:
+    stream = io.BytesIO()
+    samples = np.random.default_rng(seed).normal(0, 0.1, round(seconds * RATE))
+    soundfile.write(stream, samples, RATE, format="WAV")
+    return stream.getvalue()
+
+
+def caption_rows(split: str, pictures: int, picture_of: str | None = None, seconds: float = 0.2, audio=None):
+    for number in range(pictures):
+        for caption, language in enumerate(("en", "de")):
+            yield {
+                "image": {"bytes": encoded_picture(COLOURS[picture_of or split], number), "path": None},
+                "audio": {"bytes": audio or encoded_speech(10 * number + caption, seconds), "path": None},
+                "image_id": f"{split}-{number}",
+                "caption_id": f"{split}-{number}#{caption}",
+                "text": f"picture {number} of {split}" if language == "en" else None,
+                "speaker": f"speaker {caption}",
+                "language": language,
+            }
+
+
+def make_corpus(folder: Path, **test_split: object) -> Path:
+    splits = {name: split_from_rows(caption_rows, split=name, pictures=2) for name in ("train", "validation")}
+    splits["test"] = split_from_rows(caption_rows, **{"split": "test", "pictures": 4, **test_split})
+    save_corpus(splits, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    return make_corpus(tmp_path_factory.mktemp("corpora") / "spoken")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    speech = {
+        "model_type": "hubert",
+        "conv_dim": [8, 8],
+        "conv_kernel": [10, 8],
+        "conv_stride": [10, 8],
+        "num_conv_pos_embeddings": 4,
+        "num_conv_pos_embedding_groups": 2,
+    }
+    config = SpeechImageRetrievalConfig(
+        speech_config={**shape, **speech},
+        vision_config={**shape, "model_type": "vit", "image_size": 16, "patch_size": 8},
+        multimodal_config={**shape, "num_speech_layers": 1},
+        projection_dim=4,
+    )
+    SpeechImageRetrievalModel(config).save_pretrained(folder)
+    image_processor = BlipImageProcessorPil(size={"height": 16, "width": 16})
+    processor = SpeechImageRetrievalProcessor(Wav2Vec2FeatureExtractor(), image_processor, max_seconds=2.0)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def spoken_query(tmp_path: Path) -> Path:
+    path = tmp_path / "query.wav"
+    path.write_bytes(encoded_speech(seed=99))
+    return path
+
+
+def test_help_imports_no_heavy_library():
+    script = (
+        "import sys; from speech_image_retrieval.cli import app; from typer.testing import CliRunner\n"
+        "assert CliRunner().invoke(app, ['corpus', 'build', '--help']).exit_code == 0\n"
+        "heavy = {'torch', 'transformers', 'datasets'} & sys.modules.keys(); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_build_names_the_nearest_corpus(tmp_path: Path):
+    assert "did you mean tuxpaint?" in refused("corpus", "build", "tuxpant", "--out", tmp_path / "out")
+    assert "did you mean spoken_shapes?" in refused("corpus", "build", "shapes", "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize("options", [["--source", "."], ["--language", "en"], ["--skip-missing"]])
+def test_build_refuses_options_that_the_corpus_does_not_take(options: list[str], tmp_path: Path):
+    message = refused("corpus", "build", "spoken_shapes", "--out", tmp_path / "out", *options)
+    assert f"does not take {options[0]}" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_build_hands_the_options_to_the_corpus(tmp_path: Path, monkeypatch):
+    from speech_image_retrieval.corpora import spoken_shapes, tuxpaint
+
+    built = []
+
+    def build(*arguments, **options):
+        built.append((arguments, options))
+        out = next(argument for argument in arguments if argument == tmp_path / "out")
+        from speech_image_retrieval.corpora.schema import load_corpus
+
+        return load_corpus(make_corpus(out))
+
+    monkeypatch.setattr(spoken_shapes, "build_spoken_shapes", build)
+    monkeypatch.setattr(tuxpaint, "build_tuxpaint", build)
+    out = tmp_path / "out"
+    result = sir("corpus", "build", "spoken_shapes", "--out", out, "--seed", 3, "--num-proc", 2)
+    assert result.exit_code == 0, result.output
+    assert str(out) in result.stdout.replace("\n", "") and "captions per picture" in result.stdout
+    options = ["--source", tmp_path, "--language", "en", "--language", "de", "--skip-missing"]
+    assert sir("corpus", "build", "tuxpaint", "--out", out, *options).exit_code == 0
+    assert built == [
+        ((out,), {"seed": 3, "num_proc": 2}),
+        ((tmp_path, out), {"languages": ["en", "de"], "seed": 0, "skip_missing": True, "num_proc": None}),
+    ]
+    assert set(CORPUS_OPTIONS) == {"spoken_shapes", "tuxpaint"}
+
+
+def test_build_shows_what_the_corpus_refuses(tmp_path: Path):
+    (tmp_path / "letter.txt").write_text("dear", encoding="utf-8")
+    assert "is not a corpus" in refused("corpus", "build", "spoken_shapes", "--out", tmp_path)
+    assert (tmp_path / "letter.txt").exists()
+
+
+def test_check_passes_a_sound_corpus_and_writes_its_counts(corpus: Path, tmp_path: Path):
+    result = sir("corpus", "check", corpus, "--json", tmp_path / "new" / "counts.json")
+    assert result.exit_code == 0, result.output
+    counts = json.loads((tmp_path / "new" / "counts.json").read_text(encoding="utf-8"))
+    assert counts["splits"]["test"]["pictures"] == 4
+
+
+def test_check_fails_on_unusable_recordings_and_still_writes_the_counts(tmp_path: Path):
+    broken = make_corpus(tmp_path / "broken", pictures=7, audio=b"no sound")
+    message = refused("corpus", "check", broken, "--json", tmp_path / "counts.json")
+    assert "test, test-0#0: " in message
+    assert "and 4 more" in message
+    assert json.loads((tmp_path / "counts.json").read_text(encoding="utf-8"))["splits"]["test"]["unusable"] == 14
+
+
+def test_check_fails_on_pictures_that_splits_share(tmp_path: Path):
+    leaking = make_corpus(tmp_path / "leaking", picture_of="train")
+    assert "train and test share 0 image ids and 2 pictures" in refused("corpus", "check", leaking)
+
+
+def test_check_of_another_folder_is_refused(tmp_path: Path):
+    assert "holds no corpus" in refused("corpus", "check", tmp_path)
+
+
+def test_evaluate_prints_and_writes_the_report(model: Path, corpus: Path, tmp_path: Path):
+    out = tmp_path / "new" / "report.json"
+    result = sir("evaluate", model, "--corpus", corpus, "--rerank-top-k", 3, "--json", out, "--batch-size", 3)
+    assert result.exit_code == 0, result.output
+    assert "4 distinct images, 8 spoken captions" in result.stdout
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert report["protocol"] == {
+        "corpus": str(corpus),
+        "split": "test",
+        "images": 4,
+        "captions": 8,
+        "rerank_top_k": 3,
+        "score_rule": "sim",
+    }
+    assert set(report["mean_r1"]) == {"coarse", "reranked"}
+
+
+def test_evaluate_in_one_language_by_the_name_of_a_built_corpus(model: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_corpus(Path("outputs", "tuxpaint", "corpus"))
+    options = ["--corpus", "tuxpaint", "--language", "DE", "--score-rule", "sim+sic", "--json", "report.json"]
+    result = sir("evaluate", model, *options)
+    assert result.exit_code == 0, result.output
+    protocol = json.loads(Path("report.json").read_text(encoding="utf-8"))["protocol"]
+    assert (protocol["corpus"], protocol["captions"], protocol["language"]) == ("tuxpaint", 4, "DE")
+    assert protocol["score_rule"] == "sim+sic"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--split", "dev"], "Splits: train, validation, test"),
+        (["--language", "fr"], "Languages: de, en"),
+        (["--score-rule", "best"], "score_rule must be"),
+        (["--corpus", "tuxpant"], "did you mean tuxpaint?"),
+        (["--corpus", "tuxpaint"], "sir corpus build tuxpaint --out"),
+        (["--corpus", "no/such/folder"], "There is no folder no/such/folder"),
+    ],
+)
+def test_evaluate_refuses(options: list[str], message: str, model: Path, corpus: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused("evaluate", model, "--corpus", corpus, *options)
+
+
+def test_evaluate_refuses_clips_that_the_processor_would_not_hear_whole(model: Path, tmp_path: Path):
+    long = make_corpus(tmp_path / "long", pictures=1, seconds=2.5)
+    assert "lasts 2.5 s; at most 2 s are heard" in refused("evaluate", model, "--corpus", long)
+
+
+def test_a_folder_without_a_model_and_another_model_are_refused(corpus: Path, tmp_path: Path):
+    assert "holds no model" in refused("evaluate", tmp_path, "--corpus", corpus)
+    HubertConfig().save_pretrained(tmp_path)
+    assert "is a model of type 'hubert'" in refused("evaluate", tmp_path, "--corpus", corpus)
+
+
+def test_a_model_with_missing_weights_is_refused(model: Path, corpus: Path, tmp_path: Path):
+    for name in ("config.json", "processor_config.json"):
+        (tmp_path / name).write_bytes((model / name).read_bytes())
+    weights = load_file(model / "model.safetensors")
+    del weights["matching_head.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert "lacks 1 of the model's weights, matching_head.weight first" in refused(
+        "evaluate", tmp_path, "--corpus", corpus
+    )
+
+
+def test_search_a_folder_of_pictures(model: Path, spoken_query: Path, tmp_path: Path):
+    folder = tmp_path / "pictures"
+    (folder / "deep").mkdir(parents=True)
+    for number, name in enumerate(("one.png", "two.PNG", "deep/three.jpg")):
+        Image.new("RGB", (20, 10), (80 * number, 0, 0)).save(folder / name)
+    (folder / "notes.txt").write_text("no picture", encoding="utf-8")
+    result = sir("search", model, folder, spoken_query, "--sheet", tmp_path / "new" / "sheet.png", "--top-k", 2)
+    assert result.exit_code == 0, result.output
+    assert "query.wav" in result.stdout
+    assert sum(name in result.stdout for name in ("one.png", "two.PNG", "deep/three.jpg")) == 2
+    with Image.open(tmp_path / "new" / "sheet.png") as sheet:
+        assert sheet.mode == "RGB"
+
+
+def test_search_a_corpus_by_its_captions(model: Path, corpus: Path, tmp_path: Path):
+    sheet = tmp_path / "sheet.png"
+    options = ["--caption", "test-2#0", "--caption", "random", "--caption", "random", "--sheet", sheet]
+    result = sir("search", model, corpus, *options, "--rerank-top-k", 2, "--top-k", 3)
+    assert result.exit_code == 0, result.output
+    assert "picture 2 of test" in result.stdout
+    assert result.stdout.count("The right picture is at rank ") == 3
+    assert result.stdout.count(" of 4.") == 3
+    assert sheet.is_file()
+
+
+def test_random_captions_are_different_and_depend_on_the_seed(model: Path, corpus: Path):
+    drawn = [sir("search", model, corpus, *["--caption", "random"] * 8, "--seed", seed).stdout for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    for number in range(4):
+        assert drawn[0].count(f"\ntest-{number}#1") == 1
+    assert "only 8 captions" in refused("search", model, corpus, *["--caption", "random"] * 9)
+
+
+def test_search_refuses(model: Path, corpus: Path, spoken_query: Path, tmp_path: Path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "holds no pictures" in refused("search", model, empty, spoken_query)
+    assert "There is no folder" in refused("search", model, tmp_path / "none", spoken_query)
+    assert "nothing to search for" in refused("search", model, corpus)
+    assert "the nearest is 'test-2#0'" in refused("search", model, corpus, "--caption", "tst-2#0")
+    Image.new("RGB", (8, 8)).save(empty / "a.png")
+    assert "--caption needs a corpus" in refused("search", model, empty, "--caption", "random")
+    assert "none.wav" in refused("search", model, empty, empty / "none.wav")
+    (empty / "b.png").write_bytes(b"no picture")
+    assert "b.png" in refused("search", model, empty, spoken_query)

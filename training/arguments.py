@@ -1,0 +1,161 @@
+"""Everything a training run can be told, typed; misspelt names are refused."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+
+class ArgumentError(ValueError):
+    """A training argument that does not exist or has an impossible value."""
+
+
+@dataclass
+class TrainingArguments:
+    """One training run. The defaults of the method are ALBEF's, for the paper's own are not public."""
+
+    corpus: str  # folder made by `sir corpus build`
+    output_dir: str  # everything of the run goes here
+    model: dict[str, Any]  # SpeechImageRetrievalConfig
+    processor: dict[str, Any]  # see training/setup.py: feature_extractor, image_processor, min_seconds, max_seconds
+
+    num_epochs: int = 10
+    max_steps: int | None = None  # stop earlier than num_epochs
+    batch_size: int = 64  # pairs per process and micro-batch
+    gradient_accumulation_steps: int = 1
+    length_bucketing: bool = True  # batches of similar speech length (grouped batches go by similarity instead)
+    group_size: int = 1  # pairs per group of hard neighbours mined through the queue; 1 = random batches
+    group_start_step: int = 0  # random batches until then, for neighbours need trained embeddings
+
+    learning_rate: float = 1e-4
+    matching_learning_rate: float | None = None  # of the multimodal encoder; None = learning_rate
+    min_learning_rate_ratio: float = 0.1  # the cosine ends at this share of the peak
+    warmup_steps: int = 1000
+    weight_decay: float = 0.02
+    adam_beta2: float = 0.98
+    max_grad_norm: float = 1.0
+    mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
+    attention: Literal["auto", "eager", "sdpa"] = "auto"  # auto: eager on a CPU, where SDPA's backward is slow
+    activation_checkpointing: bool = False
+    frozen_speech_layers: int = 0  # the front end and this many bottom layers of the speech backbone; -1 = all of it
+    frozen_vision_layers: int = 0  # the same of the vision backbone
+
+    contrastive_weight: float = 1.0
+    matching_weight: float = 1.0
+    listwise_weight: float = 0.0  # of the listwise form of the matching loss
+    matching_start_step: int = 0  # contrastive steps first
+    hard_negatives: int = 1  # per speech and per image
+    negative_sampling: Literal["similarity", "random"] = "similarity"
+    queue_size: int = 65536  # at most the training set; 0 = no queue
+    momentum: float | None = 0.995  # of the teacher; None = no teacher
+    alpha: float = 0.4  # momentum distillation; 0 = hard targets only
+    alpha_warmup_steps: int = 1000
+
+    cache_examples: bool = False  # keep processed examples in memory (float16); for corpora that fit
+    num_workers: int = 0
+    log_every_steps: int = 10
+    validation_every_epochs: int = 1
+    validation_rerank_top_k: int = 16
+    rerank_top_k: int = 32  # of the final evaluation on the test split
+    score_rule: Literal["sim", "sim+sic"] = "sim"
+    evaluation_batch_size: int = 64
+    checkpoint_every_epochs: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for spec in fields(self):
+            setattr(self, spec.name, _checked(spec.name, getattr(self, spec.name), hints[spec.name]))
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
+        for name in ("num_epochs", "batch_size", "gradient_accumulation_steps", "group_size", "hard_negatives"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.cache_examples and self.num_workers:
+            raise ArgumentError("cache_examples keeps examples in this process: set num_workers=0 with it")
+        if self.group_size > 1 and not self.queue_size:
+            raise ArgumentError("group_size above 1 mines neighbours in the queue: set queue_size above 0")
+        if self.alpha and self.momentum is None:
+            raise ArgumentError("alpha mixes in the teacher's targets: set momentum, or alpha=0")
+        if not 0 <= self.alpha <= 1:
+            raise ArgumentError(f"alpha must be between 0 and 1, not {self.alpha}")
+
+
+def load_arguments(config: str | Path, overrides: list[str]) -> TrainingArguments:
+    """Read a YAML file and apply `field=value` overrides; `model.projection_dim=128` reaches into dictionaries.
+
+    Raises:
+        ArgumentError: the file or a field does not exist (the nearest valid name is given), or a value does not fit.
+    """
+    path = Path(config)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        raise ArgumentError(f"There is no configuration {path}." + (f" Did you mean {near[0]}?" if near else ""))
+    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ArgumentError(f"{path} must hold `field: value` lines")
+    for override in overrides:
+        name, separator, text = override.partition("=")
+        if not separator:
+            raise ArgumentError(f"{override!r} is no override; write field=value")
+        _assign(values, name.strip(), yaml.safe_load(text))
+    return arguments_from_dict(values, where=str(path))
+
+
+def arguments_from_dict(values: dict[str, Any], where: str = "the configuration") -> TrainingArguments:
+    """Arguments from a dictionary; every unknown or missing name is an :class:`ArgumentError`."""
+    known = {spec.name: spec for spec in fields(TrainingArguments)}
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            raise ArgumentError(f"{where}: unknown field {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+    missing = [name for name, spec in known.items() if spec.default is MISSING and name not in values]
+    if missing:
+        raise ArgumentError(f"{where}: {', '.join(missing)} must be given")
+    return TrainingArguments(**values)
+
+
+def save_arguments(arguments: TrainingArguments, path: Path) -> None:
+    """Write the arguments as YAML that :func:`load_arguments` reads back."""
+    path.write_text(yaml.safe_dump(asdict(arguments), sort_keys=False), encoding="utf-8")
+
+
+def _assign(values: dict[str, Any], name: str, value: Any) -> None:
+    *parents, last = name.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ArgumentError(f"{name}: {parent!r} holds a value, not fields")
+    values[last] = value
+
+
+def _checked(name: str, value: Any, kind: Any) -> Any:
+    options = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+    for option in options:
+        if typing.get_origin(option) is Literal:
+            if value in typing.get_args(option):
+                return value
+        elif option is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            try:  # YAML 1.1 reads 1e-4 as text
+                return float(value)
+            except ValueError:
+                continue
+        elif isinstance(value, typing.get_origin(option) or option) and not (option is int and isinstance(value, bool)):
+            return value
+    expected = " or ".join(
+        ", ".join(map(repr, typing.get_args(option)))
+        if typing.get_origin(option) is Literal
+        else getattr(option, "__name__", str(option))
+        for option in options
+    )
+    raise ArgumentError(f"{name} must be {expected}, not {value!r}")
+
+
+__all__ = ["ArgumentError", "TrainingArguments", "arguments_from_dict", "load_arguments", "save_arguments"]

@@ -1,0 +1,122 @@
+"""Checkpoints that resume exactly and survive being killed while they are written.
+
+A checkpoint is a folder of safetensors and JSON, never pickle. It is written beside its final place and renamed, so a
+folder with a final name is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+_NAME = "checkpoint-"
+
+
+def save_checkpoint(
+    directory: Path, module: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any], extra: dict[str, Tensor]
+) -> Path:
+    """Save the objective (student, teacher, queue), the optimizer, the random states, and where the run stands.
+
+    Args:
+        progress: JSON-serialisable; `progress["step"]` names the checkpoint.
+        extra: further tensors.
+
+    Returns:
+        The folder `directory/checkpoint-<step>`. Older checkpoints there are removed once it is whole.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    final = directory / f"{_NAME}{progress['step']}"
+    partial = directory / f".partial-{final.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    save_file(_own_storage(module.state_dict()), partial / "objective.safetensors")
+    tensors, settings = _split_optimizer(optimizer)
+    save_file(tensors, partial / "optimizer.safetensors")
+    random_tensors, random_settings = _random_states()
+    save_file({**random_tensors, **{f"extra.{name}": part for name, part in extra.items()}}, partial / "random.safetensors")
+    state = {"progress": progress, "optimizer": settings, "random": random_settings}
+    (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    for path in partial.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    for old in directory.glob(f"{_NAME}*"):
+        if old != final:
+            shutil.rmtree(old)
+    return final
+
+
+def latest_checkpoint(directory: Path) -> Path | None:
+    """The newest whole checkpoint, or None."""
+    found = [path for path in directory.glob(f"{_NAME}*") if path.name.removeprefix(_NAME).isdigit()]
+    return max(found, key=lambda path: int(path.name.removeprefix(_NAME)), default=None)
+
+
+def load_checkpoint(
+    checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Restore all that :func:`save_checkpoint` saved; returns `progress` and `extra`."""
+    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
+    module.load_state_dict(load_file(checkpoint / "objective.safetensors"))
+    _restore_optimizer(optimizer, load_file(checkpoint / "optimizer.safetensors"), state["optimizer"])
+    tensors = load_file(checkpoint / "random.safetensors")
+    _restore_random_states(tensors, state["random"])
+    return state["progress"], {
+        name.removeprefix("extra."): part for name, part in tensors.items() if name.startswith("extra.")
+    }
+
+
+def _own_storage(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    # The teacher shares frozen parameters with the student; safetensors refuses shared storage.
+    seen: set[int] = set()
+    own = {}
+    for name, part in state.items():
+        own[name] = part.clone() if part.data_ptr() in seen else part.contiguous()
+        seen.add(part.data_ptr())
+    return own
+
+
+def _split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    state = optimizer.state_dict()
+    tensors = {f"{index}.{name}": part for index, parts in state["state"].items() for name, part in parts.items()}
+    return tensors, {"param_groups": state["param_groups"]}
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, part in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = part
+    optimizer.load_state_dict({"state": state, "param_groups": settings["param_groups"]})
+
+
+def _random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    algorithm, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - transformers' SpecAugment uses it
+    version, internal, gauss = random.getstate()
+    tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(keys.astype(np.int64))}
+    if torch.cuda.is_available():
+        tensors["cuda"] = torch.cuda.get_rng_state()
+    return tensors, {
+        "numpy": [algorithm, position, has_gauss, cached],
+        "python": [version, list(internal), gauss],
+    }
+
+
+def _restore_random_states(tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
+    torch.set_rng_state(tensors["torch"])
+    if "cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["cuda"])
+    algorithm, position, has_gauss, cached = settings["numpy"]
+    np.random.set_state((algorithm, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    version, internal, gauss = settings["python"]
+    random.setstate((version, tuple(internal), gauss))

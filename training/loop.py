@@ -1,0 +1,263 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from datasets import DatasetDict
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..corpora.schema import load_corpus
+from ..evaluation import evaluate_retrieval, format_report
+from .arguments import TrainingArguments, save_arguments
+from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from .examples import Collator, SpokenCaptions, to_device
+from .export import export_model
+from .hard_batches import grouped_batches, length_bucketed_batches, shuffled_batches
+from .log import TrainingLog, draw_curves
+from .objective import Losses
+from .setup import build_model, build_objective, build_optimizer, build_processor, learning_rate_factor
+
+
+class Trainer:
+    """One training run, resumable at any checkpoint.
+
+    The run's folder holds `model/` (the best exported model), `checkpoints/`, `arguments.yaml`, `log.csv`,
+    `tensorboard/`, `curves.png` and `evaluation.json`.
+    """
+
+    def __init__(self, arguments: TrainingArguments):
+        self.arguments = arguments
+        self.output_dir = Path(arguments.output_dir)
+        self.console = Console(stderr=True)
+        self.accelerator = Accelerator(
+            mixed_precision=arguments.mixed_precision,
+            # Queue and teacher are the same on every rank by construction, and large.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+        set_seed(arguments.seed)
+        self.corpus: DatasetDict = load_corpus(arguments.corpus)
+        self.processor = build_processor(arguments)
+        self.examples = SpokenCaptions(self.corpus["train"], self.processor, arguments.cache_examples)
+        self.speech_bytes = self.examples.speech_bytes()
+        model = build_model(arguments, self.accelerator.device)
+        self.objective = build_objective(arguments, model, len(self.examples)).to(self.accelerator.device)
+        self.optimizer = build_optimizer(arguments, model)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, self.optimizer)
+        self.batches_per_epoch = math.ceil(len(self.examples) / self._step_batch)
+        planned = arguments.num_epochs * self.batches_per_epoch
+        self.total_steps = min(planned, arguments.max_steps or planned)
+        self.step = 0
+        self.epoch = 0
+        self.best: tuple[bool, float] | None = None  # (multimodal encoder trained, validation mean R@1)
+        self.order = torch.empty(0, dtype=torch.long)
+
+    @property
+    def _step_batch(self) -> int:
+        """Rows per optimizer step over all processes."""
+        return (
+            self.arguments.batch_size * self.arguments.gradient_accumulation_steps * self.accelerator.num_processes
+        )
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end, from the newest checkpoint if there is one; returns the report on the test split."""
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        self._resume()
+        save_arguments(self.arguments, self.output_dir / "arguments.yaml")
+        self.log = TrainingLog(self.output_dir, first_step=self.step + 1)
+        progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+        with progress:
+            self.bar = progress.add_task("steps", total=self.total_steps, completed=self.step, status="")
+            self.progress = progress
+            while self.step < self.total_steps:
+                self._train_epoch()
+        self.log.close()
+        return self._finish()
+
+    def _resume(self) -> None:
+        checkpoint = latest_checkpoint(self.output_dir / "checkpoints")
+        if checkpoint is None:
+            return
+        state, extra = load_checkpoint(checkpoint, self.objective, self.optimizer)
+        self.step, self.epoch, self.best = state["step"], state["epoch"], state["best"]
+        self.order = extra["order"]
+        self.console.print(f"Resuming from {checkpoint} (step {self.step} of {self.total_steps})")
+
+    def _train_epoch(self) -> None:
+        """The rest of the current epoch, or a new one, and what is due at its end."""
+        if len(self.order) == 0:
+            self.order = self._compose_epoch()
+        started, pairs = time.perf_counter(), 0
+        for micro_batches in self._steps():
+            losses, norm = self._optimize(micro_batches)
+            self.step += 1
+            pairs += sum(len(batch.rows) for batch in micro_batches)
+            self._report(losses, norm, pairs * self.accelerator.num_processes / (time.perf_counter() - started))
+            if self.step == self.total_steps:
+                break
+        self.order = torch.empty(0, dtype=torch.long)
+        self.epoch += 1
+        last = self.step == self.total_steps
+        if last or self.epoch % self.arguments.validation_every_epochs == 0:
+            self._validate()
+        if last or self.epoch % self.arguments.checkpoint_every_epochs == 0:
+            self._save()
+
+    def _compose_epoch(self) -> Tensor:
+        """Row numbers of a whole epoch, batch after batch. Depends on the seed, the epoch and the queue alone, and so is
+        the same on every rank."""
+        arguments = self.arguments
+        generator = torch.Generator().manual_seed(arguments.seed * 1_000_003 + self.epoch)
+        size = self._step_batch
+        if arguments.group_size > 1 and self.step >= arguments.group_start_step and len(self.objective.queue):
+            image_ids = self.examples.image_ids
+            batches = grouped_batches(self.objective.queue, image_ids, size, arguments.group_size, generator)
+        elif arguments.length_bucketing:
+            batches = length_bucketed_batches(self.speech_bytes, size, generator)
+        else:
+            batches = shuffled_batches(len(self.examples), size, generator)
+        # The one that may be smaller goes last, so that batch boundaries stay where they are.
+        return torch.cat(sorted(batches, key=len, reverse=True))
+
+    def _steps(self) -> Iterator[list[Any]]:
+        """Micro-batches of every remaining optimizer step of the epoch, those of this rank."""
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        parts = []
+        for rows in self.order.split(self._step_batch):
+            share = len(rows) // processes * processes  # every rank must have as many
+            mine = rows[:share].view(-1, processes)[:, rank] if share else rows[:0]
+            micro = max(1, math.ceil(len(mine) / self.arguments.gradient_accumulation_steps))
+            parts.append([part.tolist() for part in mine.split(micro) if len(part)])
+        parts = [part for part in parts if part]
+        loader = iter(
+            DataLoader(
+                self.examples,
+                batch_sampler=[rows for part in parts for rows in part],
+                collate_fn=Collator(self.processor.time_axis),
+                num_workers=self.arguments.num_workers,
+                # Workers take their seed from the given generator, not from the run's random state.
+                generator=torch.Generator().manual_seed(self.arguments.seed),
+            )
+        )
+        for part in parts:
+            yield [to_device(next(loader), self.accelerator.device) for _ in part]
+
+    def _optimize(self, micro_batches: list[Any]) -> tuple[Losses, float]:
+        """One optimizer step."""
+        arguments = self.arguments
+        self.wrapped.train()
+        factor = learning_rate_factor(arguments, self.step, self.total_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * factor
+        alpha = arguments.alpha * min(1.0, (self.step + 1) / max(1, arguments.alpha_warmup_steps))
+        matching = self.step >= arguments.matching_start_step
+        for place, batch in enumerate(micro_batches):
+            last = place == len(micro_batches) - 1
+            synchronise = nullcontext() if last else self.accelerator.no_sync(self.wrapped)
+            with synchronise, self.accelerator.autocast():
+                losses = self.wrapped(batch, alpha=alpha, matching=matching)
+            self.accelerator.backward(losses.total / len(micro_batches))
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        norm = self.accelerator.clip_grad_norm_(parameters, arguments.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.objective.after_step(self.step + 1)
+        return losses, float(norm)
+
+    def _report(self, losses: Losses, norm: float, pairs_per_second: float) -> None:
+        if not math.isfinite(norm):
+            raise FloatingPointError(
+                f"The gradient is not finite at step {self.step} (SIC {losses.contrastive:.3g}, SIM "
+                f"{losses.matching:.3g}). Lower learning_rate, or set mixed_precision=no; the last checkpoint is whole."
+            )
+        status = f"SIC {losses.contrastive:.3f}  SIM {losses.matching:.3f}  {pairs_per_second:.0f} pairs/s"
+        self.progress.update(self.bar, completed=self.step, status=status)
+        if self.step % self.arguments.log_every_steps == 0:
+            values = {
+                "loss/SIC": float(losses.contrastive),
+                "loss/SIM": float(losses.matching),
+                "loss/SIM listwise": float(losses.listwise),
+                "temperature": float(self.objective.model.temperature),
+                "gradient_norm": norm,
+                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "pairs_per_second": pairs_per_second,
+            }
+            matching = self.step > self.arguments.matching_start_step
+            self.log.write(self.step, {k: v for k, v in values.items() if matching or not k.startswith("loss/SIM")})
+
+    def _evaluate(self, split: str, rerank_top_k: int) -> dict[str, Any]:
+        trained_matching = self.step > self.arguments.matching_start_step
+        # In full precision, as `sir evaluate` measures it.
+        return evaluate_retrieval(
+            self.objective.model,
+            self.processor,
+            self.corpus[split],
+            corpus=Path(self.arguments.corpus).name,
+            split=split,
+            rerank_top_k=rerank_top_k if trained_matching else 0,
+            score_rule=self.arguments.score_rule,
+            batch_size=self.arguments.evaluation_batch_size,
+        )
+
+    def _validate(self) -> None:
+        """Measure recall on the validation split; the best model so far is exported."""
+        report = self._evaluate("validation", self.arguments.validation_rerank_top_k)
+        values = {
+            f"validation/{direction.replace('_', ' ')}, {stage}": report[direction][stage]["R@1"]
+            for direction in ("speech_to_image", "image_to_speech")
+            for stage in report["mean_r1"]
+        }
+        self.log.write(self.step, values)
+        means = ", ".join(f"{stage} {value:.1f}" for stage, value in report["mean_r1"].items())
+        self.console.print(f"step {self.step}, epoch {self.epoch}: validation mean R@1 {means}")
+        stage = "reranked" if "reranked" in report["mean_r1"] else "coarse"
+        # A model whose multimodal encoder is trained is better than any without, whatever the coarse recall was.
+        score = (stage == "reranked", report["mean_r1"][stage])
+        if self.best is None or score >= tuple(self.best):
+            self.best = score
+            if self.accelerator.is_main_process:
+                export_model(self.objective.model, self.processor, self.output_dir / "model")
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            progress = {"step": self.step, "epoch": self.epoch, "best": self.best}
+            save_checkpoint(
+                self.output_dir / "checkpoints", self.objective, self.optimizer, progress, {"order": self.order}
+            )
+        self.accelerator.wait_for_everyone()
+
+    def _finish(self) -> dict[str, Any]:
+        """Measure the best model on the test split and leave figures and curves."""
+        folder = self.output_dir / "model"
+        self.objective.model.load_state_dict(load_file(folder / "model.safetensors"))
+        report = self._evaluate("test", self.arguments.rerank_top_k)
+        for place in (self.output_dir, folder):
+            (place / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        draw_curves(self.output_dir / "log.csv", self.output_dir / "curves.png")
+        self.console.print(format_report(report))
+        self.console.print(f"Model: {folder}  Figures: {self.output_dir / 'evaluation.json'}")
+        return report
+
+
+__all__ = ["Trainer"]

@@ -1,0 +1,123 @@
+"""From training arguments to the objects of a run."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers.feature_extraction_utils import FeatureExtractionMixin
+from transformers.image_processing_utils import BaseImageProcessor
+
+from ..modeling.configuration_speech_image_retrieval import SpeechImageRetrievalConfig
+from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
+from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
+from .arguments import ArgumentError, TrainingArguments
+from .embedding_queue import EmbeddingQueue
+from .momentum import MomentumTeacher
+from .objective import CoarseToFineObjective
+
+
+def build_model(arguments: TrainingArguments, device: torch.device) -> SpeechImageRetrievalModel:
+    """A model with new weights as the configuration says, frozen as asked for."""
+    model = SpeechImageRetrievalModel(SpeechImageRetrievalConfig(**arguments.model))
+    attention = arguments.attention
+    if attention == "auto":
+        attention = "eager" if device.type == "cpu" else "sdpa"
+    model.set_attn_implementation(attention)
+    freeze_bottom_layers(model.speech_backbone, arguments.frozen_speech_layers)
+    freeze_bottom_layers(model.vision_backbone, arguments.frozen_vision_layers)
+    if arguments.activation_checkpointing:
+        model.activation_checkpointing_enable()
+    return model
+
+
+def freeze_bottom_layers(backbone: nn.Module, count: int) -> None:
+    """Freeze a backbone's front end and its first `count` layers; -1 freezes all of it, 0 nothing.
+
+    Raises:
+        ArgumentError: it has fewer layers.
+    """
+    if count == 0:
+        return
+    if count == -1:
+        backbone.requires_grad_(False)
+        return
+    layers = max((part for part in backbone.modules() if isinstance(part, nn.ModuleList)), key=len, default=[])
+    if count > len(layers):
+        raise ArgumentError(f"{type(backbone).__name__} has {len(layers)} layers; {count} of them cannot be frozen")
+    trained = {id(parameter) for layer in layers[count:] for parameter in layer.parameters()}
+    for parameter in backbone.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
+
+
+def build_processor(arguments: TrainingArguments) -> SpeechImageRetrievalProcessor:
+    """The processor that the arguments describe: `feature_extractor` and `image_processor` with the class name as
+    `type` and the options of that class, and the processor's own options."""
+    options = dict(arguments.processor)
+    feature_extractor = _transformers_object(options.pop("feature_extractor", None), FeatureExtractionMixin)
+    image_processor = _transformers_object(options.pop("image_processor", None), BaseImageProcessor)
+    try:
+        return SpeechImageRetrievalProcessor(feature_extractor, image_processor, **options)
+    except TypeError as error:
+        raise ArgumentError(f"processor: {error}") from error
+
+
+def build_objective(
+    arguments: TrainingArguments, model: SpeechImageRetrievalModel, train_rows: int
+) -> CoarseToFineObjective:
+    """The objective with the parts that the arguments switch on."""
+    queue = None
+    if arguments.queue_size:
+        queue = EmbeddingQueue(min(arguments.queue_size, train_rows), model.config.projection_dim)
+    teacher = MomentumTeacher(model, arguments.momentum) if arguments.momentum is not None else None
+    return CoarseToFineObjective(
+        model,
+        queue,
+        teacher,
+        contrastive_weight=arguments.contrastive_weight,
+        matching_weight=arguments.matching_weight,
+        listwise_weight=arguments.listwise_weight,
+        hard_negatives=arguments.hard_negatives,
+        negative_sampling=arguments.negative_sampling,
+    )
+
+
+def build_optimizer(arguments: TrainingArguments, model: SpeechImageRetrievalModel) -> torch.optim.AdamW:
+    """AdamW; no weight decay on biases, norms and the temperature; the multimodal encoder at its own rate.
+
+    Every group carries its peak rate as `peak_lr`.
+    """
+    matching = {id(p) for part in (model.multimodal_encoder, model.matching_head) for p in part.parameters()}
+    matching_rate = arguments.matching_learning_rate or arguments.learning_rate
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            rate = matching_rate if id(parameter) in matching else arguments.learning_rate
+            decay = arguments.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": params, "lr": rate, "peak_lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()],
+        betas=(0.9, arguments.adam_beta2),
+        fused=True,
+    )
+
+
+def learning_rate_factor(arguments: TrainingArguments, step: int, total_steps: int) -> float:
+    """Share of the peak rate at optimizer step `step` of `total_steps`: linear warm-up, then a cosine."""
+    if step < arguments.warmup_steps:
+        return (step + 1) / arguments.warmup_steps
+    progress = (step - arguments.warmup_steps) / max(1, total_steps - arguments.warmup_steps)
+    low = arguments.min_learning_rate_ratio
+    return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def _transformers_object(options: dict[str, Any] | None, base: type) -> Any:
+    options = dict(options or {})
+    name = options.pop("type", None)
+    kind = getattr(transformers, name, None) if isinstance(name, str) else None
+    if not (isinstance(kind, type) and issubclass(kind, base)):
+        raise ArgumentError(f"processor: {name!r} is no {base.__name__} of transformers; give its class name as `type`")
+    return kind(**options)
