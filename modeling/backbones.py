@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionConfig, Blip2VisionModel
 from transformers.models.whisper.modeling_whisper import WhisperConfig, WhisperEncoder, _compute_mask_indices
@@ -35,7 +36,9 @@ def build_vision_backbone(config: PreTrainedConfig) -> PreTrainedModel:
     # AutoModel has no entry for BLIP-2's vision model (transformers 5.23).
     if isinstance(config, Blip2VisionConfig):
         return Blip2VisionModel._from_config(config)
-    return AutoModel.from_config(config)
+    # A pooler would never be trained: only the token states are used.
+    poolable = "add_pooling_layer" in inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
+    return AutoModel.from_config(config, **({"add_pooling_layer": False} if poolable else {}))
 
 
 def speech_layer_count(config: PreTrainedConfig) -> int:
@@ -65,7 +68,11 @@ def encode_speech_frames(backbone: PreTrainedModel, inputs: Tensor, mask: Tensor
     lengths = mask.sum(-1)
     if inputs.dim() == 2:
         lengths = backbone._get_feat_extract_output_lengths(lengths)
-    return SpeechFrames(tuple(output.hidden_states), _mask_of_lengths(lengths.clamp(1, frames), frames))
+    states = list(output.hidden_states)
+    # Pre-norm encoders (HuBERT large) record their last layer before the final norm.
+    if output.last_hidden_state.shape == states[-1].shape:  # an adapter would have shortened it
+        states[-1] = output.last_hidden_state
+    return SpeechFrames(tuple(states), _mask_of_lengths(lengths.clamp(1, frames), frames))
 
 
 def vision_width(config: PreTrainedConfig) -> int:
@@ -105,7 +112,9 @@ def _encode_log_mel(encoder: WhisperEncoder, features: Tensor, mask: Tensor) -> 
     config = encoder.config
     longest = encoder.embed_positions.num_embeddings * encoder.conv2.stride[0]
     if features.shape[-1] > longest:
-        raise ValueError(f"{features.shape[-1]} mel frames exceed the {longest} that this speech encoder has positions for")
+        raise ValueError(
+            f"{features.shape[-1]} mel frames exceed the {longest} that this speech encoder has positions for"
+        )
     padding = mask[:, None] == 0
     features = _spec_augment(features, mask, config) if encoder.training else features
     hidden = nn.functional.gelu(encoder.conv1(features.masked_fill(padding, 0))).masked_fill(padding, 0)
@@ -136,7 +145,10 @@ def _spec_augment(features: Tensor, mask: Tensor, config: WhisperConfig) -> Tens
         blank |= torch.from_numpy(spans).to(features.device)[:, None]
     if config.mask_feature_prob > 0:
         bands = _compute_mask_indices(
-            (batch, bins), config.mask_feature_prob, config.mask_feature_length, min_masks=config.mask_feature_min_masks
+            (batch, bins),
+            config.mask_feature_prob,
+            config.mask_feature_length,
+            min_masks=config.mask_feature_min_masks,
         )
         blank |= torch.from_numpy(bands).to(features.device)[:, :, None]
     return features.masked_fill(blank, 0.0)

@@ -27,7 +27,9 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * nn.functional.log_softmax(logits.float(), dim=1)).sum(1).mean()
 
 
-def contrastive_loss(speech_logits: Tensor, image_logits: Tensor, speech_targets: Tensor, image_targets: Tensor) -> Tensor:
+def contrastive_loss(
+    speech_logits: Tensor, image_logits: Tensor, speech_targets: Tensor, image_targets: Tensor
+) -> Tensor:
     """SIC: mean of the speech-to-image and the image-to-speech cross-entropy.
 
     Args:
@@ -51,7 +53,7 @@ def sample_hard_negatives(logits: Tensor, same_image: Tensor, count: int = 1) ->
         columns of other images has no more negatives to give, and the rest of its indices must not be used.
     """
     if not torch.isfinite(logits).all():
-        raise ValueError("SIC similarities are not finite; hard negatives cannot be drawn from them")
+        raise FloatingPointError("SIC similarities are not finite; hard negatives cannot be drawn from them")
     count = min(count, logits.shape[1])
     # Gumbel-top-k draws without replacement in proportion to the softmax and, unlike multinomial, survives rows whose
     # probabilities underflow or that have no column left.

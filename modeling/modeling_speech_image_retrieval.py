@@ -76,7 +76,7 @@ def eager_attention(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
-    """Attention written out; returns (batch, queries, heads, head width) and the (batch, heads, queries, keys) weights."""
+    """Attention written out; returns (batch, queries, heads, head width) and (batch, heads, queries, keys) weights."""
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         weights = weights + attention_mask
@@ -99,7 +99,9 @@ class SpeechImageAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: Tensor, source: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, hidden_states: Tensor, source: Tensor, attention_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         query, key, value = (
             projection(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for projection, states in ((self.q_proj, hidden_states), (self.k_proj, source), (self.v_proj, source))
@@ -150,6 +152,8 @@ class SpeechImageRetrievalPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("audio", "image")
     supports_gradient_checkpointing = True
+    # The loss is a mean over the batch: Trainer has to divide it by the accumulation steps itself.
+    accepts_loss_kwargs = False
     _supports_sdpa = True
     _supports_attention_backend = True
     _no_split_modules = ("SpeechImageLayer",)
@@ -185,7 +189,7 @@ class SpeechImageEncoder(SpeechImageRetrievalPreTrainedModel):
     def forward(
         self, hidden_states: Tensor, mask: Tensor, image_states: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """(batch, tokens, width) states and (batch, tokens) mask to states and each layer's cross-attention weights."""
+        """(batch, tokens, width) states and (batch, tokens) mask to states and each layer's cross weights."""
         attention_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=mask
         )

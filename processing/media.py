@@ -47,11 +47,13 @@ def load_speech(speech: Any, sampling_rate: int | None, target_rate: int) -> np.
         if sampling_rate is None:
             raise MediaError(f"{name} has no sampling rate. Pass sampling_rate=..., for example sampling_rate=16_000.")
         samples = _as_float(samples)
-    samples = _mono(samples, name)
     if not samples.size:
         raise MediaError(f"{name} holds no samples.")
+    samples = _mono(samples, name)
     if not np.isfinite(samples).all():
         raise MediaError(f"{name} has NaN or infinite samples.")
+    if sampling_rate <= 0:
+        raise MediaError(f"{name} has a sampling rate of {sampling_rate} Hz; it must be positive.")
     if sampling_rate != target_rate:
         samples = soxr.resample(samples, sampling_rate, target_rate)
     return np.ascontiguousarray(samples, dtype=np.float32)
@@ -74,9 +76,9 @@ def load_image(image: Any) -> Image.Image:
     if isinstance(image, (str, Path, bytes)):
         return _decode_image(image)
     if isinstance(image, Image.Image):
-        return _to_rgb(image)
+        return _checked_rgb(image, "The picture")
     array = np.asarray(image)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3):
+    if array.dtype != np.uint8 or not array.size or array.shape[2:] not in ((), (3,), (4,)) or array.ndim < 2:
         raise MediaError(f"An image array must be uint8 (height, width[, channels]), not {array.dtype} {array.shape}.")
     return _to_rgb(Image.fromarray(array))
 
@@ -115,20 +117,26 @@ def _decode_image(source: str | Path | bytes) -> Image.Image:
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise MediaError(f"{name} does not exist.")
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise MediaError(f"{name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS} are accepted.")
-            return _to_rgb(image)
-    except MediaError:
-        raise
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     except Image.DecompressionBombError as error:
         raise MediaError(f"{name} has too many pixels: {error}") from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise MediaError(f"{name} cannot be decoded as an image: {error}") from error
+    with image:
+        return _checked_rgb(image, name)
+
+
+def _checked_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.width * image.height > MAX_PIXELS:
+        raise MediaError(f"{name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS} are accepted.")
+    try:
+        return _to_rgb(image)
     except (OSError, ValueError, SyntaxError) as error:
         raise MediaError(f"{name} cannot be decoded as an image: {error}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":  # the common case, spared the copies below
+    if image.mode == "RGB" and not image.has_transparency_data:  # the common case, spared the copies below
         image.load()
         return ImageOps.exif_transpose(image) if image.getexif() else image.copy()
     image = ImageOps.exif_transpose(image)

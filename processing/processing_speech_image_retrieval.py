@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,7 +54,7 @@ class SpeechImageRetrievalProcessor(ProcessorMixin):
             truncation: cut speech after `max_seconds` instead of refusing it.
 
         Returns:
-            `input_values` (batch, samples) or `input_features`, with `attention_mask`; `pixel_values` (batch, 3, h, w).
+            `input_values` (batch, samples) or `input_features`, `attention_mask`; `pixel_values` (batch, 3, h, w).
 
         Raises:
             MediaError: an item cannot be used; the message names it by its place in the batch.
@@ -81,8 +80,8 @@ class SpeechImageRetrievalProcessor(ProcessorMixin):
         longest = round(self.max_seconds * self.sampling_rate)
         if len(clip) > longest and not truncation:
             raise MediaError(
-                f"audio[{index}] lasts {len(clip) / self.sampling_rate:.1f} s; at most {self.max_seconds:g} s are heard. "
-                "Pass truncation=True to cut it, or set processor.max_seconds."
+                f"audio[{index}] lasts {len(clip) / self.sampling_rate:.1f} s; the limit is {self.max_seconds:g} s."
+                " Pass truncation=True to cut it, or set processor.max_seconds."
             )
         clip = clip[:longest]
         return np.pad(clip, (0, max(0, round(self.min_seconds * self.sampling_rate) - len(clip))))
@@ -106,15 +105,19 @@ class SpeechImageRetrievalProcessor(ProcessorMixin):
             sampling_rate=self.sampling_rate,
             padding="longest",
             truncation=False,
-            return_tensors=return_tensors,
+            return_tensors="np",
         )
         frames = np.array([-(-len(clip) // hop) for clip in clips])
-        mask = (np.arange(length // hop) < frames[:, None]).astype(np.int64)
+        mask = (np.arange(frames.max()) < frames[:, None]).astype(np.int64)
+        # The frames of the added silence go again: with them, 30 s would exceed the positions of Whisper.
+        features = {name: values[..., : frames.max()] for name, values in features.items()}
         return BatchFeature({**features, "attention_mask": mask}, tensor_type=return_tensors)
 
 
 def _as_list(items: Any) -> Sequence[Any]:
-    if isinstance(items, (list, tuple)) and not (items and np.isscalar(items[0]) and not isinstance(items[0], (str, bytes))):
+    if isinstance(items, (list, tuple)) and not (
+        items and np.isscalar(items[0]) and not isinstance(items[0], (str, bytes))
+    ):
         if not items:
             raise ValueError("The list of items to process is empty.")
         return items

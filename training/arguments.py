@@ -16,6 +16,21 @@ class ArgumentError(ValueError):
     """A training argument that does not exist or has an impossible value."""
 
 
+_AT_LEAST_ONE = (
+    "num_epochs",
+    "max_steps",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "group_size",
+    "hard_negatives",
+    "log_every_steps",
+    "validation_every_epochs",
+    "checkpoint_every_epochs",
+    "checkpoint_every_steps",
+    "evaluation_batch_size",
+)
+
+
 @dataclass
 class TrainingArguments:
     """One training run. The defaults of the method are ALBEF's, for the paper's own are not public."""
@@ -54,6 +69,7 @@ class TrainingArguments:
     negative_sampling: Literal["similarity", "random"] = "similarity"
     queue_size: int = 65536  # at most the training set; 0 = no queue
     momentum: float | None = 0.995  # of the teacher; None = no teacher
+    momentum_start_step: int = 0  # in-batch SIC until then: while embeddings move fast, queued ones mislead
     alpha: float = 0.4  # momentum distillation; 0 = hard targets only
     alpha_warmup_steps: int = 1000
 
@@ -66,6 +82,7 @@ class TrainingArguments:
     score_rule: Literal["sim", "sim+sic"] = "sim"
     evaluation_batch_size: int = 64
     checkpoint_every_epochs: int = 1
+    checkpoint_every_steps: int | None = None  # also within epochs, for long ones
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -75,9 +92,14 @@ class TrainingArguments:
         self._check_ranges()
 
     def _check_ranges(self) -> None:
-        for name in ("num_epochs", "batch_size", "gradient_accumulation_steps", "group_size", "hard_negatives"):
-            if getattr(self, name) < 1:
+        for name in _AT_LEAST_ONE:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ArgumentError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("queue_size", "num_workers", "warmup_steps", "validation_rerank_top_k", "rerank_top_k"):
+            if getattr(self, name) < 0:
+                raise ArgumentError(f"{name} must not be negative, but is {getattr(self, name)}")
+        if self.momentum is not None and not 0 <= self.momentum < 1:
+            raise ArgumentError(f"momentum must be at least 0 and below 1, not {self.momentum}")
         if self.cache_examples and self.num_workers:
             raise ArgumentError("cache_examples keeps examples in this process: set num_workers=0 with it")
         if self.group_size > 1 and not self.queue_size:
@@ -98,14 +120,14 @@ def load_arguments(config: str | Path, overrides: list[str]) -> TrainingArgument
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
         raise ArgumentError(f"There is no configuration {path}." + (f" Did you mean {near[0]}?" if near else ""))
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    values = _parsed(path.read_text(encoding="utf-8"), where=str(path))
     if not isinstance(values, dict):
         raise ArgumentError(f"{path} must hold `field: value` lines")
     for override in overrides:
         name, separator, text = override.partition("=")
         if not separator:
             raise ArgumentError(f"{override!r} is no override; write field=value")
-        _assign(values, name.strip(), yaml.safe_load(text))
+        _assign(values, name.strip(), _parsed(text, where=override))
     return arguments_from_dict(values, where=str(path))
 
 
@@ -127,6 +149,14 @@ def save_arguments(arguments: TrainingArguments, path: Path) -> None:
     path.write_text(yaml.safe_dump(asdict(arguments), sort_keys=False), encoding="utf-8")
 
 
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise ArgumentError(f"{where} is not valid YAML: {problem}") from error
+
+
 def _assign(values: dict[str, Any], name: str, value: Any) -> None:
     *parents, last = name.split(".")
     for parent in parents:
@@ -140,14 +170,17 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
     options = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
     for option in options:
         if typing.get_origin(option) is Literal:
-            if value in typing.get_args(option):
-                return value
+            choice = "no" if value is False else value  # YAML 1.1 reads no as false
+            if choice in typing.get_args(option):
+                return choice
         elif option is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
             try:  # YAML 1.1 reads 1e-4 as text
                 return float(value)
             except ValueError:
                 continue
-        elif isinstance(value, typing.get_origin(option) or option) and not (option is int and isinstance(value, bool)):
+        elif isinstance(value, typing.get_origin(option) or option) and not (
+            option is int and isinstance(value, bool)
+        ):
             return value
     expected = " or ".join(
         ", ".join(map(repr, typing.get_args(option)))

@@ -18,11 +18,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .arguments import ArgumentError
+
 _NAME = "checkpoint-"
 
 
 def save_checkpoint(
-    directory: Path, module: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any], extra: dict[str, Tensor]
+    directory: Path,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: dict[str, Any],
+    extra: dict[str, Tensor],
 ) -> Path:
     """Save the objective (student, teacher, queue), the optimizer, the random states, and where the run stands.
 
@@ -42,7 +48,9 @@ def save_checkpoint(
     tensors, settings = _split_optimizer(optimizer)
     save_file(tensors, partial / "optimizer.safetensors")
     random_tensors, random_settings = _random_states()
-    save_file({**random_tensors, **{f"extra.{name}": part for name, part in extra.items()}}, partial / "random.safetensors")
+    save_file(
+        {**random_tensors, **{f"extra.{name}": part for name, part in extra.items()}}, partial / "random.safetensors"
+    )
     state = {"progress": progress, "optimizer": settings, "random": random_settings}
     (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
     for path in partial.iterdir():
@@ -65,9 +73,18 @@ def latest_checkpoint(directory: Path) -> Path | None:
 def load_checkpoint(
     checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Restore all that :func:`save_checkpoint` saved; returns `progress` and `extra`."""
+    """Restore all that :func:`save_checkpoint` saved; returns `progress` and `extra`.
+
+    Raises:
+        ArgumentError: it was saved by a module of another shape.
+    """
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    module.load_state_dict(load_file(checkpoint / "objective.safetensors"))
+    try:
+        module.load_state_dict(load_file(checkpoint / "objective.safetensors"))
+    except RuntimeError as error:
+        raise ArgumentError(
+            f"{checkpoint} was saved with another model, queue or teacher. Choose another output_dir, or remove it."
+        ) from error
     _restore_optimizer(optimizer, load_file(checkpoint / "optimizer.safetensors"), state["optimizer"])
     tensors = load_file(checkpoint / "random.safetensors")
     _restore_random_states(tensors, state["random"])
@@ -101,7 +118,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
 
 
 def _random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    algorithm, keys, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - transformers' SpecAugment uses it
+    algorithm, keys, position, has_gauss, cached = np.random.get_state()
     version, internal, gauss = random.getstate()
     tensors = {"torch": torch.get_rng_state(), "numpy": torch.from_numpy(keys.astype(np.int64))}
     if torch.cuda.is_available():
@@ -117,6 +134,6 @@ def _restore_random_states(tensors: dict[str, Tensor], settings: dict[str, Any])
     if "cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["cuda"])
     algorithm, position, has_gauss, cached = settings["numpy"]
-    np.random.set_state((algorithm, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    np.random.set_state((algorithm, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
     version, internal, gauss = settings["python"]
     random.setstate((version, tuple(internal), gauss))

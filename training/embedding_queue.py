@@ -43,12 +43,8 @@ class EmbeddingQueue(nn.Module):
         self.enqueued += batch
 
     def contents(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Copies of the filled part: speech, image, image ids, rows. Copies, because autograd keeps what it multiplied
-        while the queue is written on."""
-        filled = slice(0, len(self))
-        return (
-            self.speech[filled].clone(),
-            self.image[filled].clone(),
-            self.image_ids[filled].clone(),
-            self.rows[filled].clone(),
-        )
+        """Copies of the filled part, oldest first: speech, image, image ids, rows. Autograd keeps what it
+        multiplied while the queue is written on."""
+        size, enqueued = len(self.rows), int(self.enqueued)
+        slots = torch.arange(max(0, enqueued - size), enqueued, device=self.rows.device) % size
+        return self.speech[slots], self.image[slots], self.image_ids[slots], self.rows[slots]

@@ -10,10 +10,8 @@ from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
 from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
 
 
-def export_model(
-    model: SpeechImageRetrievalModel, processor: SpeechImageRetrievalProcessor, directory: Path
-) -> None:
-    """Write weights (safetensors), configuration, processor and the code that runs them; nothing of the training state.
+def export_model(model: SpeechImageRetrievalModel, processor: SpeechImageRetrievalProcessor, directory: Path) -> None:
+    """Write weights (safetensors), configuration, processor and the code that runs them; no training state.
 
     The folder is replaced as a whole, so an interrupted export leaves the old one.
     """
@@ -25,8 +23,12 @@ def export_model(
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     processor.save_pretrained(partial)
-    shutil.rmtree(directory, ignore_errors=True)
+    old = directory.with_name(f".old-{directory.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.rename(old)
     partial.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 __all__ = ["export_model"]

@@ -50,7 +50,10 @@ def grouped_batches(
     """
     speech, image = (torch.zeros(len(image_ids), buffer.shape[1]) for buffer in (queue.speech, queue.image))
     queued_speech, queued_image, _, rows = (part.cpu() for part in queue.contents())
-    speech[rows], image[rows] = queued_speech, queued_image
+    newest = {row: place for place, row in enumerate(rows.tolist())}  # of a row that is queued twice
+    rows, places = torch.tensor(list(newest)), torch.tensor(list(newest.values()))
+    if len(newest):
+        speech[rows], image[rows] = queued_speech[places], queued_image[places]
     unused = torch.randperm(len(image_ids), generator=generator)
     batches = []
     while len(unused):
@@ -70,19 +73,18 @@ def _grow_groups(
     similarity.masked_fill_(image_ids[seeds][:, None] == image_ids[pool][None], -torch.inf)
     # Several times as many as wanted, for some are taken by other seeds.
     nearest = pool[similarity.topk(min(4 * group_size, len(pool)), dim=1).indices]
-    chosen, shown = dict.fromkeys(seeds.tolist()), set(image_ids[seeds].tolist())
-    for candidates in nearest.tolist():
-        wanted = group_size - 1
+    groups = [[seed] for seed in seeds.tolist()]
+    chosen, shown = set(seeds.tolist()), set(image_ids[seeds].tolist())
+    for group, candidates in zip(groups, nearest.tolist(), strict=True):
         for row in candidates:
-            if wanted == 0:
+            if len(group) == group_size:
                 break
             picture = int(image_ids[row])
             if row not in chosen and picture not in shown:
-                chosen[row] = None
+                group.append(row)
+                chosen.add(row)
                 shown.add(picture)
-                wanted -= 1
-    for row in pool.tolist():
-        if len(chosen) >= batch_size:
-            break
-        chosen.setdefault(row)
-    return torch.tensor(list(chosen)[:batch_size])
+    # Groups stay together, so that a batch that is split into micro-batches splits few of them.
+    rows = [row for group in groups for row in group]
+    rows += [row for row in pool.tolist() if row not in chosen][: max(0, batch_size - len(rows))]
+    return torch.tensor(rows[:batch_size])

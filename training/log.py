@@ -19,7 +19,7 @@ class TrainingLog:
 
     def __init__(self, output_dir: Path, first_step: int):
         self.path = output_dir / "log.csv"
-        kept = [row for row in read_log(self.path) if row[0] < first_step]
+        kept = [_row(*entry) for entry in read_log(self.path) if entry[0] < first_step]
         with self.path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([self.COLUMNS, *kept])
         self._events = SummaryWriter(str(output_dir / "tensorboard"), purge_step=first_step)
@@ -27,7 +27,7 @@ class TrainingLog:
     def write(self, step: int, values: dict[str, float]) -> None:
         """Log named values of one step."""
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows((step, name, f"{value:.6g}") for name, value in values.items())
+            csv.writer(file).writerows(_row(step, *item) for item in values.items())
         for name, value in values.items():
             self._events.add_scalar(name, value, step)
 
@@ -36,12 +36,17 @@ class TrainingLog:
         self._events.close()
 
 
+def _row(step: int, name: str, value: float) -> tuple[int, str, str]:
+    return step, name, f"{value:.6g}"
+
+
 def read_log(path: Path) -> list[tuple[int, str, float]]:
-    """(step, name, value) of every logged value; empty without a log."""
+    """(step, name, value) of every logged value; empty without a log. A last line cut off by a kill does not count."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [(int(step), name, float(value)) for step, name, value in list(csv.reader(file))[1:]]
+        rows = csv.reader(line for line in file if line.endswith("\n"))
+        return [(int(step), name, float(value)) for step, name, value in list(rows)[1:]]
 
 
 def draw_curves(log: Path, picture: Path) -> None:
@@ -62,7 +67,9 @@ def draw_curves(log: Path, picture: Path) -> None:
         for name in sorted(curves):
             if name.startswith(prefix):
                 steps, values = zip(*curves[name], strict=True)
-                axes.plot(steps, values, marker="o" if prefix == "validation/" else "", label=name.removeprefix(prefix))
+                axes.plot(
+                    steps, values, marker="o" if prefix == "validation/" else "", label=name.removeprefix(prefix)
+                )
         axes.set(title=title, xlabel="optimizer step", ylabel=unit)
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:

@@ -22,14 +22,21 @@ from torch.utils.data import DataLoader
 
 from ..corpora.schema import load_corpus
 from ..evaluation import evaluate_retrieval, format_report
-from .arguments import TrainingArguments, save_arguments
+from .arguments import ArgumentError, TrainingArguments, save_arguments
 from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from .examples import Collator, SpokenCaptions, to_device
 from .export import export_model
 from .hard_batches import grouped_batches, length_bucketed_batches, shuffled_batches
 from .log import TrainingLog, draw_curves
 from .objective import Losses
-from .setup import build_model, build_objective, build_optimizer, build_processor, learning_rate_factor
+from .setup import (
+    build_model,
+    build_objective,
+    build_optimizer,
+    build_processor,
+    initialize_from_speech_transformer,
+    learning_rate_factor,
+)
 
 
 class Trainer:
@@ -48,6 +55,10 @@ class Trainer:
             # Queue and teacher are the same on every rank by construction, and large.
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         )
+        if self.accelerator.num_processes > 1:
+            raise ArgumentError(
+                f"Training runs in one process, not in {self.accelerator.num_processes}: negatives are not gathered."
+            )
         set_seed(arguments.seed)
         self.corpus: DatasetDict = load_corpus(arguments.corpus)
         self.processor = build_processor(arguments)
@@ -67,10 +78,8 @@ class Trainer:
 
     @property
     def _step_batch(self) -> int:
-        """Rows per optimizer step over all processes."""
-        return (
-            self.arguments.batch_size * self.arguments.gradient_accumulation_steps * self.accelerator.num_processes
-        )
+        """Rows per optimizer step."""
+        return self.arguments.batch_size * self.arguments.gradient_accumulation_steps
 
     def run(self) -> dict[str, Any]:
         """Train to the end, from the newest checkpoint if there is one; returns the report on the test split."""
@@ -112,10 +121,13 @@ class Trainer:
         for micro_batches in self._steps():
             losses, norm = self._optimize(micro_batches)
             self.step += 1
+            self.order = self.order[self._step_batch :]
             pairs += sum(len(batch.rows) for batch in micro_batches)
-            self._report(losses, norm, pairs * self.accelerator.num_processes / (time.perf_counter() - started))
+            self._report(losses, norm, pairs / (time.perf_counter() - started))
             if self.step == self.total_steps:
                 break
+            if len(self.order) and self.step % (self.arguments.checkpoint_every_steps or math.inf) == 0:
+                self._save()
         self.order = torch.empty(0, dtype=torch.long)
         self.epoch += 1
         last = self.step == self.total_steps
@@ -125,8 +137,7 @@ class Trainer:
             self._save()
 
     def _compose_epoch(self) -> Tensor:
-        """Row numbers of a whole epoch, batch after batch. Depends on the seed, the epoch and the queue alone, and so is
-        the same on every rank."""
+        """Row numbers of a whole epoch, batch after batch. Depends on the seed, the epoch and the queue alone."""
         arguments = self.arguments
         generator = torch.Generator().manual_seed(arguments.seed * 1_000_003 + self.epoch)
         size = self._step_batch
@@ -141,15 +152,11 @@ class Trainer:
         return torch.cat(sorted(batches, key=len, reverse=True))
 
     def _steps(self) -> Iterator[list[Any]]:
-        """Micro-batches of every remaining optimizer step of the epoch, those of this rank."""
-        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
-        parts = []
-        for rows in self.order.split(self._step_batch):
-            share = len(rows) // processes * processes  # every rank must have as many
-            mine = rows[:share].view(-1, processes)[:, rank] if share else rows[:0]
-            micro = max(1, math.ceil(len(mine) / self.arguments.gradient_accumulation_steps))
-            parts.append([part.tolist() for part in mine.split(micro) if len(part)])
-        parts = [part for part in parts if part]
+        """Micro-batches of every remaining optimizer step of the epoch."""
+        parts = [
+            [micro.tolist() for micro in rows.split(math.ceil(len(rows) / self.arguments.gradient_accumulation_steps))]
+            for rows in self.order.split(self._step_batch)
+        ]
         loader = iter(
             DataLoader(
                 self.examples,
@@ -170,13 +177,20 @@ class Trainer:
         factor = learning_rate_factor(arguments, self.step, self.total_steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        alpha = arguments.alpha * min(1.0, (self.step + 1) / max(1, arguments.alpha_warmup_steps))
+        momentum_steps = self.step + 1 - arguments.momentum_start_step
+        momentum = momentum_steps > 0
+        alpha = arguments.alpha * min(1.0, max(0, momentum_steps) / max(1, arguments.alpha_warmup_steps))
         matching = self.step >= arguments.matching_start_step
+        if self.step == arguments.matching_start_step > 0:
+            initialize_from_speech_transformer(self.objective.model)
         for place, batch in enumerate(micro_batches):
             last = place == len(micro_batches) - 1
             synchronise = nullcontext() if last else self.accelerator.no_sync(self.wrapped)
             with synchronise, self.accelerator.autocast():
-                losses = self.wrapped(batch, alpha=alpha, matching=matching)
+                try:
+                    losses = self.wrapped(batch, alpha=alpha, momentum=momentum, matching=matching)
+                except FloatingPointError as error:
+                    raise self._not_finite("Similarities are", self.step + 1) from error
             self.accelerator.backward(losses.total / len(micro_batches))
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = self.accelerator.clip_grad_norm_(parameters, arguments.max_grad_norm)
@@ -185,12 +199,15 @@ class Trainer:
         self.objective.after_step(self.step + 1)
         return losses, float(norm)
 
+    def _not_finite(self, what: str, step: int) -> FloatingPointError:
+        return FloatingPointError(
+            f"{what} not finite at step {step}. Lower learning_rate, or set mixed_precision=no; the last checkpoint is "
+            "whole, and the same command continues from it."
+        )
+
     def _report(self, losses: Losses, norm: float, pairs_per_second: float) -> None:
         if not math.isfinite(norm):
-            raise FloatingPointError(
-                f"The gradient is not finite at step {self.step} (SIC {losses.contrastive:.3g}, SIM "
-                f"{losses.matching:.3g}). Lower learning_rate, or set mixed_precision=no; the last checkpoint is whole."
-            )
+            raise self._not_finite("The gradient is", self.step)
         status = f"SIC {losses.contrastive:.3f}  SIM {losses.matching:.3f}  {pairs_per_second:.0f} pairs/s"
         self.progress.update(self.bar, completed=self.step, status=status)
         if self.step % self.arguments.log_every_steps == 0:
@@ -198,7 +215,7 @@ class Trainer:
                 "loss/SIC": float(losses.contrastive),
                 "loss/SIM": float(losses.matching),
                 "loss/SIM listwise": float(losses.listwise),
-                "temperature": float(self.objective.model.temperature),
+                "temperature": float(self.objective.model.temperature.detach()),
                 "gradient_norm": norm,
                 "learning_rate": self.optimizer.param_groups[0]["lr"],
                 "pairs_per_second": pairs_per_second,

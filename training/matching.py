@@ -36,7 +36,9 @@ class MatchingPairs:
         return cls(
             speech=torch.cat([anchors, repeated, speech_rows.flatten()]),
             image=torch.cat([anchors, image_rows.flatten(), repeated]),
-            real=torch.cat([torch.ones_like(anchors, dtype=torch.bool), image_found.flatten(), speech_found.flatten()]),
+            real=torch.cat(
+                [torch.ones_like(anchors, dtype=torch.bool), image_found.flatten(), speech_found.flatten()]
+            ),
             batch=batch,
             negatives=negatives,
         )
@@ -70,7 +72,9 @@ def listwise_matching_loss(scores: Tensor, pairs: MatchingPairs) -> Tensor:
     lists = negatives.view(2, pairs.batch, pairs.negatives)
     candidates = torch.cat([matched.expand(2, -1).unsqueeze(2), lists], dim=2)
     losses = nn.functional.cross_entropy(
-        candidates.flatten(0, 1), torch.zeros(2 * pairs.batch, dtype=torch.long, device=scores.device), reduction="none"
+        candidates.flatten(0, 1),
+        torch.zeros(2 * pairs.batch, dtype=torch.long, device=scores.device),
+        reduction="none",
     )
     counted = torch.isfinite(lists).any(dim=2).flatten()
     return (losses * counted).sum() / counted.sum().clamp(min=1)

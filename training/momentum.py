@@ -39,6 +39,8 @@ class MomentumTeacher(nn.Module):
         would keep the teacher near them for 1 / (1 - momentum) steps.
         """
         momentum = min(self.momentum, 1 - 1 / (updates + 1))
+        if not self._trained:
+            return
         own, others = dict(self.model.named_parameters()), dict(student.named_parameters())
         torch._foreach_lerp_([own[n] for n in self._trained], [others[n] for n in self._trained], 1 - momentum)
         for name, buffer in self.model.named_buffers():

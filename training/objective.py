@@ -75,22 +75,25 @@ class CoarseToFineObjective(nn.Module):
         self.negative_sampling = negative_sampling
         self._to_enqueue: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
-    def forward(self, batch: Batch, alpha: float = 0.0, matching: bool = True) -> Losses:
+    def forward(self, batch: Batch, alpha: float = 0.0, momentum: bool = True, matching: bool = True) -> Losses:
         """Losses of one batch.
 
         Args:
             alpha: share of the teacher's soft targets in SIC (momentum distillation), 0 to 1.
+            momentum: False leaves teacher and queue out of SIC, for steps before they start.
             matching: False leaves SIM out, for steps before it starts.
         """
         speech = self.model.get_speech_features(**batch.speech, return_dict=True)
         image = self.model.get_image_features(batch.pixel_values, return_dict=True)
         embeds = (speech.pooler_output, image.pooler_output)
-        momentum_embeds = tuple(part.detach() for part in embeds)
-        if self.teacher is not None:
+        momentum_embeds = None
+        if self.teacher is not None and momentum:
             momentum_embeds = self.teacher.embed(batch.speech, batch.pixel_values)
-        self._to_enqueue.append((*momentum_embeds, batch.image_ids, batch.rows))
+        if self.training:
+            queued = momentum_embeds or tuple(part.detach() for part in embeds)
+            self._to_enqueue.append((*queued, batch.image_ids, batch.rows))
 
-        contrastive = self._contrastive(embeds, momentum_embeds, batch.image_ids, alpha)
+        contrastive = self._contrastive(embeds, momentum_embeds, batch.image_ids, alpha, momentum)
         matched = listed = torch.zeros((), device=contrastive.device)
         if matching and (self.matching_weight or self.listwise_weight):
             pairs = self._pairs(*embeds, batch.image_ids)
@@ -101,9 +104,7 @@ class CoarseToFineObjective(nn.Module):
             )
             matched = pairwise_matching_loss(scores, pairs)
             listed = listwise_matching_loss(scores, pairs)
-        total = (
-            self.contrastive_weight * contrastive + self.matching_weight * matched + self.listwise_weight * listed
-        )
+        total = self.contrastive_weight * contrastive + self.matching_weight * matched + self.listwise_weight * listed
         return Losses(total, contrastive.detach(), matched.detach(), listed.detach())
 
     @torch.no_grad()
@@ -115,38 +116,46 @@ class CoarseToFineObjective(nn.Module):
         self.model.clamp_temperature()
         if self.teacher is not None:
             self.teacher.update(self.model, updates)
-        if self.queue is not None:
+        if self.queue is not None and self._to_enqueue:
             self.queue.enqueue(*(torch.cat(parts) for parts in zip(*self._to_enqueue, strict=True)))
         self._to_enqueue.clear()
 
     def _contrastive(
-        self, embeds: tuple[Tensor, Tensor], momentum_embeds: tuple[Tensor, Tensor], image_ids: Tensor, alpha: float
+        self,
+        embeds: tuple[Tensor, Tensor],
+        momentum_embeds: tuple[Tensor, Tensor] | None,
+        image_ids: Tensor,
+        alpha: float,
+        momentum: bool,
     ) -> Tensor:
-        """SIC against the momentum embeddings of the batch and of the queue (ALBEF equations 1, 2 and 6)."""
+        """SIC against the momentum embeddings of the batch and of the queue (ALBEF equations 1, 2 and 6); without a
+        teacher against the batch itself."""
         speech, image = embeds
-        all_speech, all_image = momentum_embeds if self.teacher is not None else embeds
-        momentum_speech, momentum_image = momentum_embeds
+        all_speech, all_image = momentum_embeds or embeds
         column_ids = image_ids
-        if self.queue is not None and len(self.queue):
+        if self.queue is not None and momentum and len(self.queue):
             queued_speech, queued_image, queued_ids, _ = self.queue.contents()
             all_speech, all_image = torch.cat([all_speech, queued_speech]), torch.cat([all_image, queued_image])
             column_ids = torch.cat([image_ids, queued_ids])
-        temperature = self.model.temperature
-        targets = positive_targets(image_ids, column_ids)
-        speech_targets = image_targets = targets
-        if self.teacher is not None and alpha > 0:
-            with torch.no_grad():
-                soft_speech = (momentum_speech @ all_image.T / temperature).softmax(1)
-                soft_image = (momentum_image @ all_speech.T / temperature).softmax(1)
-            speech_targets = alpha * soft_speech + (1 - alpha) * targets
-            image_targets = alpha * soft_image + (1 - alpha) * targets
-        return contrastive_loss(
-            speech @ all_image.T / temperature, image @ all_speech.T / temperature, speech_targets, image_targets
-        )
+        # Not under autocast: bfloat16 would round similarities by more than what separates hard negatives.
+        with torch.autocast(speech.device.type, enabled=False):
+            temperature = self.model.temperature
+            speech_targets = image_targets = positive_targets(image_ids, column_ids)
+            if momentum_embeds is not None and alpha > 0:
+                speech_targets = self._distilled(momentum_embeds[0] @ all_image.T, speech_targets, alpha)
+                image_targets = self._distilled(momentum_embeds[1] @ all_speech.T, image_targets, alpha)
+            return contrastive_loss(
+                speech @ all_image.T / temperature, image @ all_speech.T / temperature, speech_targets, image_targets
+            )
+
+    @torch.no_grad()
+    def _distilled(self, similarity: Tensor, targets: Tensor, alpha: float) -> Tensor:
+        return alpha * (similarity / self.model.temperature).softmax(1) + (1 - alpha) * targets
 
     @torch.no_grad()
     def _pairs(self, speech: Tensor, image: Tensor, image_ids: Tensor) -> MatchingPairs:
-        similarity = speech @ image.T / self.model.temperature
+        with torch.autocast(speech.device.type, enabled=False):
+            similarity = speech @ image.T / self.model.temperature
         if self.negative_sampling == "random":
             similarity = torch.zeros_like(similarity)
         same_image = image_ids[:, None] == image_ids[None, :]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import math
+from dataclasses import fields
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -21,8 +25,19 @@ from .objective import CoarseToFineObjective
 
 
 def build_model(arguments: TrainingArguments, device: torch.device) -> SpeechImageRetrievalModel:
-    """A model with new weights as the configuration says, frozen as asked for."""
-    model = SpeechImageRetrievalModel(SpeechImageRetrievalConfig(**arguments.model))
+    """A model with new weights as the configuration says, frozen as asked for.
+
+    Raises:
+        ArgumentError: the configuration has an unknown field or an impossible value.
+    """
+    try:
+        config = SpeechImageRetrievalConfig(**arguments.model)
+        _refuse_unknown(arguments.model, config, "model")
+        model = SpeechImageRetrievalModel(config)
+    except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
+        if isinstance(error, ArgumentError):
+            raise
+        raise ArgumentError(f"model: {error}") from error
     attention = arguments.attention
     if attention == "auto":
         attention = "eager" if device.type == "cpu" else "sdpa"
@@ -32,6 +47,19 @@ def build_model(arguments: TrainingArguments, device: torch.device) -> SpeechIma
     if arguments.activation_checkpointing:
         model.activation_checkpointing_enable()
     return model
+
+
+def _refuse_unknown(values: dict[str, Any], config: PreTrainedConfig, where: str) -> None:
+    # transformers keeps any name as an attribute, so a misspelt one would silently do nothing.
+    known = {spec.name for spec in fields(config)} | set(config.attribute_map) | {"model_type"}
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ArgumentError(
+                f"model: {where} has no field {name!r}." + (f" Did you mean {near[0]!r}?" if near else "")
+            )
+        if isinstance(value, dict) and isinstance(getattr(config, name), PreTrainedConfig):
+            _refuse_unknown(value, getattr(config, name), f"{where}.{name}")
 
 
 def freeze_bottom_layers(backbone: nn.Module, count: int) -> None:
@@ -45,12 +73,19 @@ def freeze_bottom_layers(backbone: nn.Module, count: int) -> None:
     if count == -1:
         backbone.requires_grad_(False)
         return
-    layers = max((part for part in backbone.modules() if isinstance(part, nn.ModuleList)), key=len, default=[])
+    layers = _encoder_layers(backbone)
     if count > len(layers):
         raise ArgumentError(f"{type(backbone).__name__} has {len(layers)} layers; {count} of them cannot be frozen")
     trained = {id(parameter) for layer in layers[count:] for parameter in layer.parameters()}
     for parameter in backbone.parameters():
         parameter.requires_grad_(id(parameter) in trained)
+
+
+def _encoder_layers(backbone: nn.Module) -> nn.ModuleList:
+    """The last list of layers that is not part of another list: a front end's convolutions come before it."""
+    lists = {name: part for name, part in backbone.named_modules() if isinstance(part, nn.ModuleList)}
+    outermost = [part for name, part in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
+    return outermost[-1] if outermost else nn.ModuleList()
 
 
 def build_processor(arguments: TrainingArguments) -> SpeechImageRetrievalProcessor:
@@ -85,6 +120,19 @@ def build_objective(
     )
 
 
+@torch.no_grad()
+def initialize_from_speech_transformer(model: SpeechImageRetrievalModel) -> None:
+    """Give every layer of the multimodal encoder the weights of the speech transformer's last layer, its
+    cross-attention those of the self-attention: after contrastive steps a better start than random weights."""
+    if not len(model.speech_transformer.layers):
+        return
+    source = model.speech_transformer.layers[-1]
+    for layer in model.multimodal_encoder.layers:
+        layer.load_state_dict(source.state_dict(), strict=False)
+        layer.cross_attention.load_state_dict(source.self_attention.state_dict())
+        layer.cross_attention_norm.load_state_dict(source.self_attention_norm.state_dict())
+
+
 def build_optimizer(arguments: TrainingArguments, model: SpeechImageRetrievalModel) -> torch.optim.AdamW:
     """AdamW; no weight decay on biases, norms and the temperature; the multimodal encoder at its own rate.
 
@@ -99,7 +147,10 @@ def build_optimizer(arguments: TrainingArguments, model: SpeechImageRetrievalMod
             decay = arguments.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((rate, decay), []).append(parameter)
     return torch.optim.AdamW(
-        [{"params": params, "lr": rate, "peak_lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()],
+        [
+            {"params": params, "lr": rate, "peak_lr": rate, "weight_decay": decay}
+            for (rate, decay), params in groups.items()
+        ],
         betas=(0.9, arguments.adam_beta2),
         fused=True,
     )
@@ -119,5 +170,7 @@ def _transformers_object(options: dict[str, Any] | None, base: type) -> Any:
     name = options.pop("type", None)
     kind = getattr(transformers, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, base)):
-        raise ArgumentError(f"processor: {name!r} is no {base.__name__} of transformers; give its class name as `type`")
+        raise ArgumentError(
+            f"processor: {name!r} is no {base.__name__} of transformers; give its class name as `type`"
+        )
     return kind(**options)

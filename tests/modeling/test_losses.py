@@ -118,7 +118,7 @@ def test_only_the_rows_without_a_negative_are_marked():
 def test_similarities_that_are_not_finite_are_refused(bad):
     logits = torch.zeros(2, 2)
     logits[0, 1] = bad
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(FloatingPointError, match="not finite"):
         sample_hard_negatives(logits, torch.eye(2, dtype=torch.bool))
 
 

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from speech_image_retrieval import SpeechImageRetrievalProcessor
+from speech_image_retrieval.processing.media import MediaError
+from transformers import AutoProcessor
+
+RATE = 16_000
+
+
+def speech_name(processor: SpeechImageRetrievalProcessor) -> str:
+    return processor.feature_extractor.model_input_names[0]
+
+
+def clips(*lengths: int) -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    return [0.1 * generator.standard_normal(length).astype(np.float32) + 0.05 for length in lengths]
+
+
+def test_speech_and_pictures_become_one_batch(processor):
+    pictures = [Image.new("RGB", (20, 10), colour) for colour in ("red", "blue")]
+    batch = processor(audio=clips(8_000, 6_000), images=pictures, sampling_rate=RATE)
+    assert set(batch) == set(processor.model_input_names)
+    assert batch["pixel_values"].shape == (2, 3, 16, 16)
+    assert batch["pixel_values"].dtype == batch[speech_name(processor)].dtype == torch.float32
+    assert len(batch["attention_mask"]) == 2
+
+
+def test_one_item_is_a_batch_of_one(processor, wav):
+    one = clips(8_000)[0]
+    for form in (one, one.tolist(), torch.from_numpy(one), wav, {"array": one, "sampling_rate": RATE}):
+        assert len(processor(audio=form, sampling_rate=RATE)["attention_mask"]) == 1
+    assert processor(images=Image.new("RGB", (9, 9)))["pixel_values"].shape == (1, 3, 16, 16)
+
+
+def test_a_clip_alone_gives_what_it_gives_in_a_batch(processor):
+    name = speech_name(processor)
+    speech = clips(8_123, 24_000, 1_600, 15_999)
+    together = processor(audio=speech, sampling_rate=RATE)
+    for row, clip in enumerate(speech):
+        alone = processor(audio=clip, sampling_rate=RATE)
+        mask, alone_mask = together["attention_mask"][row].bool(), alone["attention_mask"][0].bool()
+        assert mask.sum() == alone_mask.sum() > 0
+        time_last = processor.time_axis == 1
+        values = [batch.T if time_last else batch for batch in (together[name][row], alone[name][0])]
+        torch.testing.assert_close(values[0][mask], values[1][alone_mask], atol=1e-4, rtol=1e-4)
+
+
+def test_the_mask_marks_speech_and_nothing_else(waveform_processor):
+    batch = waveform_processor(audio=clips(5_000, 8_000), sampling_rate=RATE)
+    assert batch["attention_mask"].sum(1).tolist() == [5_000, 8_000]
+    assert batch["attention_mask"][0, :5_000].all()
+    assert not batch["input_values"][0, 5_000:].any()
+    for row, length in enumerate((5_000, 8_000)):
+        values = batch["input_values"][row, :length]
+        assert values.mean().abs() < 1e-4 and abs(values.std() - 1) < 1e-2
+
+
+@pytest.mark.parametrize(("samples", "frames"), [(1_600, 10), (1_601, 11), (16_000, 100)])
+def test_the_mask_of_a_spectrogram_counts_every_started_frame(whisper_processor, samples, frames):
+    batch = whisper_processor(audio=clips(samples, 32_000), sampling_rate=RATE)
+    assert batch["attention_mask"].sum(1).tolist() == [frames, 200]
+    assert batch["input_features"].shape == (2, 16, 200)
+
+
+def test_whisper_hears_thirty_seconds_in_its_three_thousand_frames(whisper_processor):
+    batch = whisper_processor(audio=clips(30 * RATE), sampling_rate=RATE)
+    assert batch["input_features"].shape == (1, 16, 3_000)
+    assert batch["attention_mask"].shape == (1, 3_000) and batch["attention_mask"].all()
+
+
+def test_whispers_features_are_whispers_away_from_the_end(whisper_processor):
+    clip = clips(16_000)[0]
+    ours = whisper_processor(audio=clip, sampling_rate=RATE)["input_features"]
+    theirs = whisper_processor.feature_extractor(clip, sampling_rate=RATE, return_tensors="pt")["input_features"]
+    torch.testing.assert_close(ours[..., :100], theirs[..., :100], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("samples", [1, 399, 1_599])
+def test_speech_below_the_minimum_is_padded(waveform_processor, samples):
+    batch = waveform_processor(audio=clips(samples), sampling_rate=RATE)
+    assert batch["input_values"].shape == (1, 1_600) and batch["attention_mask"].all()
+
+
+def test_a_short_clip_survives_every_feature_extractor(processor):
+    batch = processor(audio=clips(10, 8_000), sampling_rate=RATE)
+    assert torch.isfinite(batch[speech_name(processor)]).all() and batch["attention_mask"][0].any()
+
+
+def test_arrays_of_other_rates_are_resampled(processor):
+    batch = processor(audio=clips(44_100), sampling_rate=44_100)
+    same = processor(audio=clips(16_000), sampling_rate=RATE)
+    assert batch["attention_mask"].sum() == same["attention_mask"].sum()
+
+
+def test_too_long_speech_is_refused_unless_it_may_be_cut(waveform_processor):
+    waveform_processor.max_seconds = 0.5
+    with pytest.raises(MediaError, match=r"audio\[1\] lasts 1\.0 s; the limit is 0\.5 s.*truncation=True"):
+        waveform_processor(audio=clips(8_000, 16_000), sampling_rate=RATE)
+    cut = waveform_processor(audio=clips(8_000, 16_000), sampling_rate=RATE, truncation=True)
+    assert cut["attention_mask"].sum(1).tolist() == [8_000, 8_000]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [np.zeros(0, np.float32), np.array([np.nan, 0.0]), b"noise", "missing.wav", {"path": None}, np.array("text")],
+)
+def test_unusable_speech_is_named_by_its_place(waveform_processor, bad):
+    with pytest.raises(MediaError, match=r"audio\[2\]: "):
+        waveform_processor(audio=[*clips(8_000, 8_000), bad], sampling_rate=RATE)
+
+
+def test_an_undeclared_rate_is_named_by_its_place(processor, wav):
+    with pytest.raises(MediaError, match=r"audio\[1\]: .*sampling_rate"):
+        processor(audio=[wav, *clips(8_000)])
+
+
+@pytest.mark.parametrize("bad", [b"noise", "missing.png", {"path": None}, np.zeros((4, 4, 3))])
+def test_unusable_pictures_are_named_by_their_place(waveform_processor, bad):
+    with pytest.raises(MediaError, match=r"images\[1\]: "):
+        waveform_processor(images=[Image.new("RGB", (4, 4)), bad])
+
+
+def test_nothing_to_process_is_refused(waveform_processor):
+    with pytest.raises(ValueError, match=r"audio=.*images="):
+        waveform_processor()
+    for empty in ({"audio": []}, {"images": []}):
+        with pytest.raises(ValueError, match="empty"):
+            waveform_processor(**empty)
+
+
+def test_one_file_holds_the_processor_and_auto_processor_loads_it(processor, tmp_path):
+    processor.min_seconds, processor.max_seconds = 0.2, 7.0
+    processor.save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["processor_config.json"]
+    saved = json.loads((tmp_path / "processor_config.json").read_text())
+    assert saved["processor_class"] == "SpeechImageRetrievalProcessor"
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "speech_image_retrieval"}))
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    assert type(loaded) is SpeechImageRetrievalProcessor
+    assert (loaded.min_seconds, loaded.max_seconds) == (0.2, 7.0)
+    assert same_batches(processor, loaded)
+
+
+def test_workers_can_receive_it(processor):
+    assert same_batches(processor, pickle.loads(pickle.dumps(processor)))
+
+
+def same_batches(one: SpeechImageRetrievalProcessor, other: SpeechImageRetrievalProcessor) -> bool:
+    inputs = {"audio": clips(8_000, 5_000), "images": [Image.new("RGB", (20, 10), "red")] * 2, "sampling_rate": RATE}
+    batches = one(**inputs), other(**inputs)
+    return all(torch.equal(batches[0][name], batches[1][name]) for name in one.model_input_names)
+
+
+@pytest.mark.parametrize("return_tensors", ["np", None])
+def test_other_tensor_types_hold_the_same_values(processor, return_tensors):
+    speech, picture = clips(8_000, 5_000), [Image.new("RGB", (20, 10), "red")] * 2
+    expected = processor(audio=speech, images=picture, sampling_rate=RATE)
+    batch = processor(audio=speech, images=picture, sampling_rate=RATE, return_tensors=return_tensors)
+    assert set(batch) == set(expected)
+    for name, values in expected.items():
+        np.testing.assert_allclose(np.asarray(batch[name]), values.numpy(), rtol=1e-5, atol=1e-6)

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from speech_image_retrieval.training import checkpoint as checkpoint_module
+from speech_image_retrieval.training.arguments import ArgumentError
+from speech_image_retrieval.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from torch import nn
+
+
+class Shared(nn.Module):
+    """Two views of one parameter, as a teacher shares what its student froze, and a buffer."""
+
+    def __init__(self, width: int = 3):
+        super().__init__()
+        self.student = nn.Linear(width, 2)
+        self.teacher = nn.Linear(width, 2)
+        self.teacher.weight = self.student.weight
+        self.register_buffer("empty", torch.empty(0))
+
+
+def trained(steps: int = 3) -> tuple[Shared, torch.optim.AdamW]:
+    torch.manual_seed(0)
+    module = Shared()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+    for _ in range(steps):
+        step(module, optimizer)
+    return module, optimizer
+
+
+def step(module: Shared, optimizer: torch.optim.Optimizer) -> None:
+    module.student(torch.randn(4, 3)).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def test_a_restored_run_continues_bit_for_bit(tmp_path):
+    module, optimizer = trained()
+    progress = {"step": 3, "epoch": 1, "best": [True, 12.5]}
+    folder = save_checkpoint(tmp_path, module, optimizer, progress, {"order": torch.tensor([4, 2])})
+    assert folder == tmp_path / "checkpoint-3"
+    step(module, optimizer)
+
+    other = Shared()
+    other_optimizer = torch.optim.AdamW(other.parameters(), lr=0.5)
+    restored, extra = load_checkpoint(folder, other, other_optimizer)
+    assert restored == progress
+    assert extra["order"].tolist() == [4, 2]
+    assert other.teacher.weight is other.student.weight
+    step(other, other_optimizer)
+    for name, part in module.state_dict().items():
+        assert torch.equal(other.state_dict()[name], part), name
+
+
+@pytest.mark.parametrize("drawn_before", [0, 1])
+def test_all_random_sequences_continue(drawn_before, tmp_path):
+    def draw():
+        return torch.rand(3).tolist(), np.random.rand(3).tolist(), np.random.randn(), random.gauss(0, 1)
+
+    module, optimizer = trained()
+    for _ in range(drawn_before):  # leaves a cached second normal number behind in numpy and in Python
+        draw()
+    folder = save_checkpoint(tmp_path, module, optimizer, {"step": 1}, {})
+    expected = draw()
+    draw()
+    load_checkpoint(folder, module, optimizer)
+    assert draw() == expected
+
+
+def test_only_the_newest_checkpoint_is_kept_and_found_by_number(tmp_path):
+    module, optimizer = trained()
+    assert latest_checkpoint(tmp_path) is None
+    for number in (9, 10):
+        save_checkpoint(tmp_path, module, optimizer, {"step": number}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-10"]
+    (tmp_path / "checkpoint-9").mkdir()
+    (tmp_path / "checkpoint-notes").mkdir()
+    assert latest_checkpoint(tmp_path).name == "checkpoint-10"
+
+
+@pytest.mark.parametrize("failing_call", [1, 2, 3])
+def test_a_failed_write_leaves_the_previous_checkpoint(failing_call, tmp_path, monkeypatch):
+    module, optimizer = trained()
+    save_checkpoint(tmp_path, module, optimizer, {"step": 3}, {})
+    before = {name: part.clone() for name, part in module.state_dict().items()}
+    step(module, optimizer)
+    calls = []
+    original = checkpoint_module.save_file
+
+    def failing(tensors, path):
+        calls.append(path)
+        if len(calls) == failing_call:
+            path.write_bytes(b"half a file")
+            raise OSError("No space left on device")
+        original(tensors, path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint_module, "save_file", failing)
+        with pytest.raises(OSError, match="No space left"):
+            save_checkpoint(tmp_path, module, optimizer, {"step": 4}, {})
+    newest = latest_checkpoint(tmp_path)
+    assert newest.name == "checkpoint-3"
+    load_checkpoint(newest, module, optimizer)
+    assert all(torch.equal(module.state_dict()[name], part) for name, part in before.items())
+    save_checkpoint(tmp_path, module, optimizer, {"step": 4}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+
+
+def test_a_partial_folder_of_a_killed_process_is_no_checkpoint(tmp_path):
+    module, optimizer = trained()
+    (tmp_path / ".partial-checkpoint-5").mkdir()
+    (tmp_path / ".partial-checkpoint-5" / "objective.safetensors").write_bytes(b"half")
+    assert latest_checkpoint(tmp_path) is None
+    save_checkpoint(tmp_path, module, optimizer, {"step": 5}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+    load_checkpoint(tmp_path / "checkpoint-5", module, optimizer)
+
+
+def test_another_model_is_refused_with_what_to_do(tmp_path):
+    module, optimizer = trained()
+    folder = save_checkpoint(tmp_path, module, optimizer, {"step": 1}, {})
+    with pytest.raises(ArgumentError, match="another output_dir"):
+        load_checkpoint(folder, Shared(width=4), optimizer)
+
+
+def test_nothing_is_pickled(tmp_path):
+    folder = save_checkpoint(tmp_path, *trained(), {"step": 1}, {})
+    assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json"}

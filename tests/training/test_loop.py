@@ -1,0 +1,264 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from speech_image_retrieval.corpora.schema import CorpusError
+from speech_image_retrieval.training import checkpoint as checkpoint_module
+from speech_image_retrieval.training.arguments import ArgumentError, save_arguments
+from speech_image_retrieval.training.checkpoint import latest_checkpoint
+from speech_image_retrieval.training.log import read_log
+from speech_image_retrieval.training.loop import Trainer
+
+TRAIN = Path(__file__).parents[2] / "train.py"
+
+
+@pytest.fixture(scope="module")
+def whole_run(make_arguments, tmp_path_factory) -> Path:
+    """The folder of a run that was never interrupted: 3 epochs of 3 steps."""
+    folder = tmp_path_factory.mktemp("whole")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    Trainer(make_arguments(folder)).run()
+    torch.set_num_threads(threads)
+    return folder
+
+
+def _interrupt(monkeypatch, method: str, step: int) -> None:
+    """Let the trainer stop as from the keyboard when it calls `method` at `step`."""
+    original = getattr(Trainer, method)
+
+    def interrupted(self, *args):
+        if self.step == step:
+            raise KeyboardInterrupt
+        return original(self, *args)
+
+    monkeypatch.setattr(Trainer, method, interrupted)
+
+
+def _logged(folder: Path) -> list[tuple[int, str, float]]:
+    return [row for row in read_log(folder / "log.csv") if row[1] != "pairs_per_second"]
+
+
+def _assert_same_run(folder: Path, expected: Path) -> None:
+    assert _logged(folder) == _logged(expected)
+    assert (folder / "model/model.safetensors").read_bytes() == (expected / "model/model.safetensors").read_bytes()
+    assert (folder / "evaluation.json").read_bytes() == (expected / "evaluation.json").read_bytes()
+    final, wanted = (latest_checkpoint(part / "checkpoints") for part in (folder, expected))
+    assert final.name == wanted.name
+    for name in ("objective", "optimizer", "random"):
+        states, others = (load_file(part / f"{name}.safetensors") for part in (final, wanted))
+        assert states.keys() == others.keys()
+        assert all(torch.equal(states[key], others[key]) for key in states), name
+
+
+def test_a_run_leaves_model_report_curves_log_and_checkpoint(whole_run):
+    report = json.loads((whole_run / "evaluation.json").read_text())
+    assert set(report["mean_r1"]) == {"coarse", "reranked"}
+    assert report["protocol"]["split"] == "test"
+    assert report == json.loads((whole_run / "model/evaluation.json").read_text())
+    assert (whole_run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert {"model.safetensors", "config.json"} <= {path.name for path in (whole_run / "model").iterdir()}
+    assert [path.name for path in (whole_run / "checkpoints").iterdir()] == ["checkpoint-9"]
+    logged = read_log(whole_run / "log.csv")
+    assert [step for step, name, _ in logged if name == "loss/SIC"] == list(range(1, 10))
+    assert [step for step, name, _ in logged if name == "validation/speech to image, reranked"] == [3, 6, 9]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(make_arguments, whole_run, tmp_path):
+    Trainer(make_arguments(tmp_path / "other", seed=1, max_steps=1)).run()
+    first = {name: value for step, name, value in _logged(whole_run) if step == 1}
+    other = {name: value for step, name, value in _logged(tmp_path / "other") if step == 1}
+    assert first["loss/SIC"] != other["loss/SIC"]
+
+
+@pytest.mark.parametrize(
+    ("method", "step"),
+    [("_compose_epoch", 3), ("_optimize", 4), ("_optimize", 8), ("_validate", 6), ("_save", 6), ("_optimize", 1)],
+    ids=["between epochs", "amid an epoch", "amid the last", "at validation", "before a checkpoint", "before any"],
+)
+def test_interrupted_and_resumed_equals_never_interrupted(
+    method, step, make_arguments, whole_run, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patched:
+        _interrupt(patched, method, step)
+        with pytest.raises(KeyboardInterrupt):
+            Trainer(make_arguments(tmp_path)).run()
+    torch.rand(3)  # a new process stands elsewhere in the random sequence
+    random.random()
+    Trainer(make_arguments(tmp_path)).run()
+    _assert_same_run(tmp_path, whole_run)
+
+
+@pytest.mark.parametrize("step", [5, 8])
+def test_a_run_resumes_from_a_checkpoint_within_an_epoch(step, make_arguments, whole_run, tmp_path, monkeypatch):
+    arguments = make_arguments(tmp_path, checkpoint_every_steps=step - 1, checkpoint_every_epochs=2)
+    with monkeypatch.context() as patched:
+        _interrupt(patched, "_optimize", step)
+        with pytest.raises(KeyboardInterrupt):
+            Trainer(arguments).run()
+    assert latest_checkpoint(tmp_path / "checkpoints").name == f"checkpoint-{step - 1}"
+    Trainer(arguments).run()
+    _assert_same_run(tmp_path, whole_run)
+
+
+def test_a_crash_while_a_checkpoint_is_written_costs_only_the_steps_since_the_one_before(
+    make_arguments, whole_run, tmp_path, monkeypatch
+):
+    written = []
+
+    def failing(tensors, path):
+        written.append(path)
+        if len(written) == 5:  # the optimizer of the second checkpoint
+            path.write_bytes(b"half")
+            raise OSError("No space left on device")
+        return checkpoint_module_save(tensors, path)
+
+    checkpoint_module_save = checkpoint_module.save_file
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint_module, "save_file", failing)
+        with pytest.raises(OSError, match="No space left"):
+            Trainer(make_arguments(tmp_path)).run()
+    assert latest_checkpoint(tmp_path / "checkpoints").name == "checkpoint-3"
+    Trainer(make_arguments(tmp_path)).run()
+    _assert_same_run(tmp_path, whole_run)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-9"]
+
+
+def test_a_killed_process_started_again_ends_as_if_never_killed(make_arguments, whole_run, tmp_path):
+    folder = tmp_path / "run"
+    save_arguments(make_arguments(folder), tmp_path / "run.yaml")
+    command = [sys.executable, str(TRAIN), str(tmp_path / "run.yaml")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not read_log(folder / "log.csv"):
+        time.sleep(0.02)
+    time.sleep(random.uniform(0, 1))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    _assert_same_run(folder, whole_run)
+
+
+def test_a_finished_run_started_again_reports_the_same_and_does_not_train(
+    make_arguments, whole_run, tmp_path, monkeypatch
+):
+    before = {name: (whole_run / name).read_bytes() for name in ("log.csv", "model/model.safetensors")}
+    monkeypatch.setattr(Trainer, "_optimize", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr(Trainer, "_validate", lambda *_: pytest.fail("it validates"))
+    report = Trainer(make_arguments(whole_run)).run()
+    assert report == json.loads((whole_run / "evaluation.json").read_text())
+    assert before == {name: (whole_run / name).read_bytes() for name in before}
+
+
+def test_a_batch_larger_than_the_corpus_is_the_corpus(make_arguments, tmp_path):
+    trainer = Trainer(make_arguments(tmp_path, batch_size=100, num_epochs=2))
+    trainer.run()
+    assert trainer.total_steps == trainer.step == 2
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_batch_of_one_trains_without_negatives_in_it(accumulation, make_arguments, tmp_path):
+    arguments = make_arguments(
+        tmp_path, batch_size=1, gradient_accumulation_steps=accumulation, max_steps=2, group_size=1
+    )
+    Trainer(arguments).run()
+    assert all(value == value for _, _, value in _logged(tmp_path))
+
+
+def test_a_corpus_of_one_picture_trains(make_arguments, make_corpus, tmp_path):
+    Trainer(make_arguments(tmp_path, corpus=str(make_corpus(images=1, captions=5)), num_epochs=2)).run()
+    assert all(value == value for _, _, value in _logged(tmp_path))
+
+
+def test_every_row_is_trained_on_once_an_epoch(make_arguments, tmp_path, monkeypatch):
+    seen: list[list[int]] = []
+    original = Trainer._optimize
+
+    def spying(self, micro_batches):
+        seen.append([row for batch in micro_batches for row in batch.rows.tolist()])
+        return original(self, micro_batches)
+
+    monkeypatch.setattr(Trainer, "_optimize", spying)
+    Trainer(make_arguments(tmp_path, batch_size=5, gradient_accumulation_steps=1, num_epochs=2)).run()
+    assert [len(rows) for rows in seen] == [5, 5, 2] * 2
+    epochs = [[row for rows in part for row in rows] for part in (seen[:3], seen[3:])]
+    assert [sorted(rows) for rows in epochs] == [list(range(12))] * 2
+    assert epochs[0] != epochs[1]
+
+
+def test_frozen_parts_stay_and_the_others_move(make_arguments, tmp_path):
+    trainer = Trainer(make_arguments(tmp_path, frozen_speech_layers=1, frozen_vision_layers=-1, max_steps=2))
+    before = {name: part.detach().clone() for name, part in trainer.objective.model.named_parameters()}
+    trainer.run()
+    moved = {n for n, part in trainer.objective.model.named_parameters() if not torch.equal(part, before[n])}
+    assert not any(name.startswith("vision_backbone") for name in moved)
+    assert not any(
+        "feature_extractor" in name or "encoder.layers.0." in name for name in moved if "speech_backbone" in name
+    )
+    assert any("encoder.layers.1." in name for name in moved if "speech_backbone" in name)
+    assert any(name.startswith("multimodal_encoder") for name in moved)
+
+
+def test_hubert_is_trained_through_its_waveform_convolutions(make_arguments, tmp_path):
+    trainer = Trainer(make_arguments(tmp_path, max_steps=1))
+    before = {n: part.detach().clone() for n, part in trainer.objective.model.speech_backbone.named_parameters()}
+    trainer.run()
+    after = dict(trainer.objective.model.speech_backbone.named_parameters())
+    unmoved = {name for name, part in before.items() if torch.equal(part, after[name])}
+    assert not {name for name in unmoved if "conv" in name or "layers" in name}
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_and_says_what_to_do(make_arguments, tmp_path, monkeypatch):
+    original = Trainer._optimize
+
+    def poisoned(self, micro_batches):
+        if self.step == 4:
+            micro_batches[0].pixel_values.fill_(torch.nan)
+        return original(self, micro_batches)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_optimize", poisoned)
+        with pytest.raises(FloatingPointError, match=r"not finite at step 5 .*Lower learning_rate"):
+            Trainer(make_arguments(tmp_path)).run()
+    assert latest_checkpoint(tmp_path / "checkpoints").name == "checkpoint-3"
+
+
+def test_a_checkpoint_of_another_model_is_refused(make_arguments, whole_run, tmp_path):
+    arguments = make_arguments(whole_run)
+    arguments.model = {**arguments.model, "projection_dim": 4}
+    with pytest.raises(ArgumentError, match="output_dir"):
+        Trainer(arguments).run()
+
+
+def test_a_missing_corpus_is_named(make_arguments, tmp_path):
+    with pytest.raises(CorpusError, match="holds no corpus"):
+        Trainer(make_arguments(tmp_path, corpus=str(tmp_path / "nothing")))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("learning_rat=1", "unknown field 'learning_rat'. Did you mean 'learning_rate'?"),
+        ("corpus=nowhere", "nowhere holds no corpus"),
+    ],
+)
+def test_mistakes_are_one_line_on_the_command_line(override, message, make_arguments, tmp_path):
+    save_arguments(make_arguments(tmp_path / "run"), tmp_path / "run.yaml")
+    done = subprocess.run(
+        [sys.executable, str(TRAIN), str(tmp_path / "run.yaml"), override], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and message in line
