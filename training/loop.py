@@ -201,8 +201,8 @@ class Trainer:
 
     def _not_finite(self, what: str, step: int) -> FloatingPointError:
         return FloatingPointError(
-            f"{what} not finite at step {step}. Lower learning_rate, or set mixed_precision=no; the last checkpoint is "
-            "whole, and the same command continues from it."
+            f"{what} not finite at step {step}. Lower learning_rate, or set mixed_precision=no; the last checkpoint "
+            "is whole, and the same command continues from it."
         )
 
     def _report(self, losses: Losses, norm: float, pairs_per_second: float) -> None:

@@ -38,10 +38,9 @@ def build_model(arguments: TrainingArguments, device: torch.device) -> SpeechIma
         if isinstance(error, ArgumentError):
             raise
         raise ArgumentError(f"model: {error}") from error
-    attention = arguments.attention
-    if attention == "auto":
-        attention = "eager" if device.type == "cpu" else "sdpa"
-    model.set_attn_implementation(attention)
+    # transformers' own default is SDPA in every part that has it.
+    if arguments.attention == "eager" or (arguments.attention == "auto" and device.type == "cpu"):
+        model.set_attn_implementation("eager")
     freeze_bottom_layers(model.speech_backbone, arguments.frozen_speech_layers)
     freeze_bottom_layers(model.vision_backbone, arguments.frozen_vision_layers)
     if arguments.activation_checkpointing:
