@@ -325,7 +325,9 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
             self.clamp_temperature()
         speech = self.get_speech_features(input_values, input_features, attention_mask, return_dict=True)
         image = self.get_image_features(pixel_values, return_dict=True)
-        logits = speech.pooler_output @ image.pooler_output.T / self.temperature
+        # Not under autocast: bfloat16 would round similarities by more than what separates hard negatives.
+        with torch.autocast(speech.pooler_output.device.type, enabled=False):
+            logits = speech.pooler_output @ image.pooler_output.T / self.temperature
         output = SpeechImageRetrievalOutput(
             logits_per_speech=logits,
             logits_per_image=logits.T,
