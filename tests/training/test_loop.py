@@ -229,7 +229,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_says_what_to_do(make_ar
 
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_optimize", poisoned)
-        with pytest.raises(FloatingPointError, match=r"not finite at step 5 .*Lower learning_rate"):
+        with pytest.raises(FloatingPointError, match=r"not finite at step 5\. Lower learning_rate"):
             Trainer(make_arguments(tmp_path)).run()
     assert latest_checkpoint(tmp_path / "checkpoints").name == "checkpoint-3"
 
