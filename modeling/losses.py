@@ -63,12 +63,10 @@ def sample_hard_negatives(logits: Tensor, same_image: Tensor, count: int = 1) ->
     return indices, keys > -torch.inf
 
 
-def matching_loss(logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+def matching_loss(logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
     """SIM: binary cross-entropy of (pairs,) matching logits, labels 1 = matched; mean over pairs of weight 1.
 
     With no pair left the loss is zero and still carries a gradient of zero.
     """
     losses = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
-    if weight is None:
-        return losses.mean()
     return (losses * weight).sum() / weight.sum().clamp(min=1)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import set_seed
 from datasets import DatasetDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -50,11 +50,7 @@ class Trainer:
         self.arguments = arguments
         self.output_dir = Path(arguments.output_dir)
         self.console = Console(stderr=True)
-        self.accelerator = Accelerator(
-            mixed_precision=arguments.mixed_precision,
-            # Queue and teacher are the same on every rank by construction, and large.
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-        )
+        self.accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
         if self.accelerator.num_processes > 1:
             raise ArgumentError(
                 f"Training runs in one process, not in {self.accelerator.num_processes}: negatives are not gathered."
