@@ -19,12 +19,30 @@ class SpeechImageRetrievalProcessor(ProcessorMixin):
         image_processor: the vision backbone's, for instance `BlipImageProcessor` for BLIP-2.
         min_seconds: shorter speech is padded with silence to this length, which counts as speech.
         max_seconds: longer speech is refused, so that nothing is cut without being asked; `truncation=True` cuts.
+        per_feature_normalization: give every mel bin zero mean and unit variance over each clip, which takes away
+            loudness and the colour of voice and channel. Not for pretrained backbones that were trained without it.
+
+    Raises:
+        ValueError: per-feature normalisation of anything but a (bins, frames) spectrogram.
     """
 
-    def __init__(self, feature_extractor, image_processor, min_seconds: float = 0.1, max_seconds: float = 30.0):
+    def __init__(
+        self,
+        feature_extractor,
+        image_processor,
+        min_seconds: float = 0.1,
+        max_seconds: float = 30.0,
+        per_feature_normalization: bool = False,
+    ):
         super().__init__(feature_extractor, image_processor)
         self.min_seconds = min_seconds
         self.max_seconds = max_seconds
+        self.per_feature_normalization = per_feature_normalization
+        if per_feature_normalization and self.time_axis == 0:
+            raise ValueError(
+                f"per_feature_normalization needs a log-mel spectrogram of (bins, frames), as WhisperFeatureExtractor "
+                f"gives it; {type(feature_extractor).__name__} has a normalisation of its own."
+            )
 
     @property
     def sampling_rate(self) -> int:
@@ -111,7 +129,18 @@ class SpeechImageRetrievalProcessor(ProcessorMixin):
         mask = (np.arange(frames.max()) < frames[:, None]).astype(np.int64)
         # The frames of the added silence go again: with them, 30 s would exceed the positions of Whisper.
         features = {name: values[..., : frames.max()] for name, values in features.items()}
+        if self.per_feature_normalization:
+            features = {name: _normalize_per_feature(values, mask) for name, values in features.items()}
         return BatchFeature({**features, "attention_mask": mask}, tensor_type=return_tensors)
+
+
+def _normalize_per_feature(features: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Zero mean and unit variance for every bin of (batch, bins, frames), over the frames in the mask; 0 beyond."""
+    mask = mask[:, None]
+    count = mask.sum(axis=2, keepdims=True)
+    centred = (features - (features * mask).sum(axis=2, keepdims=True) / count) * mask
+    deviation = np.sqrt((centred**2).sum(axis=2, keepdims=True) / count)
+    return (centred / (deviation + 1e-3)).astype(np.float32)  # a silent bin must not become noise
 
 
 def _as_list(items: Any) -> Sequence[Any]:

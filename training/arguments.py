@@ -49,7 +49,8 @@ class TrainingArguments:
     group_start_step: int = 0  # random batches until then, for neighbours need trained embeddings
 
     learning_rate: float = 1e-4
-    matching_learning_rate: float | None = None  # of the multimodal encoder; None = learning_rate
+    muon_learning_rate: float | None = None  # Muon's, for the matrices inside layers; None = AdamW for everything
+    matching_rate_factor: float = 1.0  # the multimodal encoder learns this much faster
     min_learning_rate_ratio: float = 0.1  # the cosine ends at this share of the peak
     warmup_steps: int = 1000
     weight_decay: float = 0.02

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ _NAME = "checkpoint-"
 def save_checkpoint(
     directory: Path,
     module: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     progress: dict[str, Any],
     extra: dict[str, Tensor],
 ) -> Path:
-    """Save the objective (student, teacher, queue), the optimizer, the random states, and where the run stands.
+    """Save the objective (student, teacher, queue), the optimizers, the random states, and where the run stands.
 
     Args:
         progress: JSON-serialisable; `progress["step"]` names the checkpoint.
@@ -45,13 +46,13 @@ def save_checkpoint(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     save_file(_own_storage(module.state_dict()), partial / "objective.safetensors")
-    tensors, settings = _split_optimizer(optimizer)
-    save_file(tensors, partial / "optimizer.safetensors")
+    tensors, settings = _split_optimizers(optimizers)
+    save_file(tensors, partial / "optimizers.safetensors")
     random_tensors, random_settings = _random_states()
     save_file(
         {**random_tensors, **{f"extra.{name}": part for name, part in extra.items()}}, partial / "random.safetensors"
     )
-    state = {"progress": progress, "optimizer": settings, "random": random_settings}
+    state = {"progress": progress, "optimizers": settings, "random": random_settings}
     (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
     for path in partial.iterdir():
         with path.open("rb") as file:
@@ -71,7 +72,7 @@ def latest_checkpoint(directory: Path) -> Path | None:
 
 
 def load_checkpoint(
-    checkpoint: Path, module: nn.Module, optimizer: torch.optim.Optimizer
+    checkpoint: Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Restore all that :func:`save_checkpoint` saved; returns `progress` and `extra`.
 
@@ -85,7 +86,7 @@ def load_checkpoint(
         raise ArgumentError(
             f"{checkpoint} was saved with another model, queue or teacher. Choose another output_dir, or remove it."
         ) from error
-    _restore_optimizer(optimizer, load_file(checkpoint / "optimizer.safetensors"), state["optimizer"])
+    _restore_optimizers(optimizers, load_file(checkpoint / "optimizers.safetensors"), state["optimizers"])
     tensors = load_file(checkpoint / "random.safetensors")
     _restore_random_states(tensors, state["random"])
     return state["progress"], {
@@ -103,18 +104,26 @@ def _own_storage(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return own
 
 
-def _split_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    state = optimizer.state_dict()
-    tensors = {f"{index}.{name}": part for index, parts in state["state"].items() for name, part in parts.items()}
-    return tensors, {"param_groups": state["param_groups"]}
+def _split_optimizers(optimizers: Sequence[torch.optim.Optimizer]) -> tuple[dict[str, Tensor], list[Any]]:
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    tensors = {
+        f"{number}.{index}.{name}": part.contiguous()
+        for number, state in enumerate(states)
+        for index, parts in state["state"].items()
+        for name, part in parts.items()
+    }
+    return tensors, [state["param_groups"] for state in states]
 
 
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
+def _restore_optimizers(
+    optimizers: Sequence[torch.optim.Optimizer], tensors: dict[str, Tensor], settings: list[Any]
+) -> None:
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     for key, part in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = part
-    optimizer.load_state_dict({"state": state, "param_groups": settings["param_groups"]})
+        number, index, name = key.split(".", 2)
+        states[int(number)].setdefault(int(index), {})[name] = part
+    for optimizer, state, groups in zip(optimizers, states, settings, strict=True):
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:

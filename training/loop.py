@@ -32,7 +32,7 @@ from .objective import Losses
 from .setup import (
     build_model,
     build_objective,
-    build_optimizer,
+    build_optimizers,
     build_processor,
     initialize_from_speech_transformer,
     learning_rate_factor,
@@ -62,8 +62,7 @@ class Trainer:
         self.speech_bytes = self.examples.speech_bytes()
         model = build_model(arguments, self.accelerator.device)
         self.objective = build_objective(arguments, model, len(self.examples)).to(self.accelerator.device)
-        self.optimizer = build_optimizer(arguments, model)
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.objective, self.optimizer)
+        self.wrapped, *self.optimizers = self.accelerator.prepare(self.objective, *build_optimizers(arguments, model))
         self.batches_per_epoch = math.ceil(len(self.examples) / self._step_batch)
         planned = arguments.num_epochs * self.batches_per_epoch
         self.total_steps = min(planned, arguments.max_steps or planned)
@@ -104,7 +103,7 @@ class Trainer:
         checkpoint = latest_checkpoint(self.output_dir / "checkpoints")
         if checkpoint is None:
             return
-        state, extra = load_checkpoint(checkpoint, self.objective, self.optimizer)
+        state, extra = load_checkpoint(checkpoint, self.objective, self.optimizers)
         self.step, self.epoch, self.best = state["step"], state["epoch"], state["best"]
         self.order = extra["order"]
         self.console.print(f"Resuming from {checkpoint} (step {self.step} of {self.total_steps})")
@@ -171,7 +170,8 @@ class Trainer:
         arguments = self.arguments
         self.wrapped.train()
         factor = learning_rate_factor(arguments, self.step, self.total_steps)
-        for group in self.optimizer.param_groups:
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group in groups:
             group["lr"] = group["peak_lr"] * factor
         momentum_steps = self.step + 1 - arguments.momentum_start_step
         momentum = momentum_steps > 0
@@ -188,10 +188,11 @@ class Trainer:
                 except FloatingPointError as error:
                     raise self._not_finite("Similarities are", self.step + 1) from error
             self.accelerator.backward(losses.total / len(micro_batches))
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        parameters = [parameter for group in groups for parameter in group["params"]]
         norm = self.accelerator.clip_grad_norm_(parameters, arguments.max_grad_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         self.objective.after_step(self.step + 1)
         return losses, float(norm)
 
@@ -213,7 +214,7 @@ class Trainer:
                 "loss/SIM listwise": float(losses.listwise),
                 "temperature": float(self.objective.model.temperature.detach()),
                 "gradient_norm": norm,
-                "learning_rate": self.optimizer.param_groups[0]["lr"],
+                "learning_rate": self.optimizers[0].param_groups[0]["lr"],
                 "pairs_per_second": pairs_per_second,
             }
             matching = self.step > self.arguments.matching_start_step
@@ -256,7 +257,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             progress = {"step": self.step, "epoch": self.epoch, "best": self.best}
             save_checkpoint(
-                self.output_dir / "checkpoints", self.objective, self.optimizer, progress, {"order": self.order}
+                self.output_dir / "checkpoints", self.objective, self.optimizers, progress, {"order": self.order}
             )
         self.accelerator.wait_for_everyone()
 

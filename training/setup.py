@@ -95,7 +95,7 @@ def build_processor(arguments: TrainingArguments) -> SpeechImageRetrievalProcess
     image_processor = _transformers_object(options.pop("image_processor", None), BaseImageProcessor)
     try:
         return SpeechImageRetrievalProcessor(feature_extractor, image_processor, **options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ArgumentError(f"processor: {error}") from error
 
 
@@ -132,27 +132,44 @@ def initialize_from_speech_transformer(model: SpeechImageRetrievalModel) -> None
         layer.cross_attention_norm.load_state_dict(source.self_attention_norm.state_dict())
 
 
-def build_optimizer(arguments: TrainingArguments, model: SpeechImageRetrievalModel) -> torch.optim.AdamW:
-    """AdamW; no weight decay on biases, norms and the temperature; the multimodal encoder at its own rate.
+def build_optimizers(arguments: TrainingArguments, model: SpeechImageRetrievalModel) -> list[torch.optim.Optimizer]:
+    """AdamW for every trained parameter; with `muon_learning_rate` Muon for the matrices inside layers.
 
-    Every group carries its peak rate as `peak_lr`.
+    No weight decay on biases, norms and the temperature. The multimodal encoder has its own rate. Every group carries
+    its peak rate as `peak_lr`. Muon (Jordan et al. 2024) is scaled to AdamW's update size (Liu et al. 2025, arXiv
+    2502.16982); embeddings and the output layers stay with AdamW, as both papers advise.
     """
     matching = {id(p) for part in (model.multimodal_encoder, model.matching_head) for p in part.parameters()}
-    matching_rate = arguments.matching_learning_rate or arguments.learning_rate
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    matrices = _hidden_matrices(model) if arguments.muon_learning_rate else set()
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            rate = matching_rate if id(parameter) in matching else arguments.learning_rate
+            muon = id(parameter) in matrices
+            rate = arguments.muon_learning_rate if muon else arguments.learning_rate
+            rate *= arguments.matching_rate_factor if id(parameter) in matching else 1.0
             decay = arguments.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((rate, decay), []).append(parameter)
-    return torch.optim.AdamW(
-        [
+            groups.setdefault((muon, rate, decay), []).append(parameter)
+
+    def settings(of_muon: bool) -> list[dict[str, Any]]:
+        return [
             {"params": params, "lr": rate, "peak_lr": rate, "weight_decay": decay}
-            for (rate, decay), params in groups.items()
-        ],
-        betas=(0.9, arguments.adam_beta2),
-        fused=True,
-    )
+            for (muon, rate, decay), params in groups.items()
+            if muon is of_muon
+        ]
+
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(settings(of_muon=False), betas=(0.9, arguments.adam_beta2), fused=True)
+    ]
+    if matrices:
+        optimizers.append(torch.optim.Muon(settings(of_muon=True), adjust_lr_fn="match_rms_adamw"))
+    return optimizers
+
+
+def _hidden_matrices(model: SpeechImageRetrievalModel) -> set[int]:
+    """Identities of the weights of all linear layers but the last ones."""
+    last = (model.speech_projection, model.image_projection, model.matching_head)
+    linear = (part for part in model.modules() if isinstance(part, nn.Linear) and part not in last)
+    return {id(part.weight) for part in linear if part.weight.requires_grad}
 
 
 def learning_rate_factor(arguments: TrainingArguments, step: int, total_steps: int) -> float:

@@ -24,9 +24,11 @@ FEATURE_EXTRACTORS = {
 }
 
 
-@pytest.fixture(params=list(FEATURE_EXTRACTORS))
+@pytest.fixture(params=[*FEATURE_EXTRACTORS, "normalized whisper"])
 def processor(request: pytest.FixtureRequest) -> SpeechImageRetrievalProcessor:
-    return SpeechImageRetrievalProcessor(FEATURE_EXTRACTORS[request.param](), images())
+    normalized = request.param.startswith("normalized")
+    extractor = FEATURE_EXTRACTORS[request.param.removeprefix("normalized ")]()
+    return SpeechImageRetrievalProcessor(extractor, images(), per_feature_normalization=normalized)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from speech_image_retrieval import SpeechImageRetrievalProcessor
 from speech_image_retrieval.processing.media import MediaError
-from transformers import AutoProcessor
+from transformers import AutoProcessor, BlipImageProcessor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
 
 RATE = 16_000
 
@@ -97,6 +97,31 @@ def test_arrays_of_other_rates_are_resampled(processor):
     batch = processor(audio=clips(44_100), sampling_rate=44_100)
     same = processor(audio=clips(16_000), sampling_rate=RATE)
     assert batch["attention_mask"].sum() == same["attention_mask"].sum()
+
+
+def test_normalised_features_forget_loudness_and_the_colour_of_the_channel():
+    processor = SpeechImageRetrievalProcessor(
+        WhisperFeatureExtractor(feature_size=16), BlipImageProcessor(), per_feature_normalization=True
+    )
+    loud, long = clips(16_000, 32_000)
+    # Away from the floor that Whisper cuts at, a channel's gain is an offset of every log-mel bin.
+    channel = np.convolve(loud, [1.0, -0.6])[: len(loud)].astype(np.float32)
+    batch = processor(audio=[loud, 0.1 * channel, long], sampling_rate=RATE)
+    features, mask = batch["input_features"], batch["attention_mask"].bool()
+    for row in range(3):
+        speech = features[row, :, mask[row]]
+        assert speech.mean(1).abs().max() < 1e-4
+        assert (speech.std(1, correction=0) - 1).abs().max() < 0.2
+        assert not features[row, :, ~mask[row]].any()
+    assert (features[0] - features[1])[:, mask[0]][:, 2:-2].abs().max() < 0.5
+    plain = SpeechImageRetrievalProcessor(WhisperFeatureExtractor(feature_size=16), BlipImageProcessor())
+    before = plain(audio=[loud, 0.1 * channel], sampling_rate=RATE)["input_features"]
+    assert (before[0] - before[1]).abs().max() > 0.5
+
+
+def test_a_waveform_cannot_be_normalised_per_feature():
+    with pytest.raises(ValueError, match="per_feature_normalization needs a log-mel spectrogram"):
+        SpeechImageRetrievalProcessor(Wav2Vec2FeatureExtractor(), BlipImageProcessor(), per_feature_normalization=True)
 
 
 def test_too_long_speech_is_refused_unless_it_may_be_cut(waveform_processor):

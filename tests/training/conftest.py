@@ -143,6 +143,7 @@ def make_arguments(tones) -> Callable[..., TrainingArguments]:
             "group_size": 2,
             "group_start_step": 3,
             "learning_rate": 3e-3,
+            "muon_learning_rate": 1e-2,
             "warmup_steps": 2,
             "alpha_warmup_steps": 4,
             "queue_size": 7,

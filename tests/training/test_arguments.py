@@ -91,7 +91,7 @@ def test_a_missing_file_names_its_nearest_neighbour(config):
     [
         ("learning_rate", "1e-4", 1e-4),
         ("learning_rate", 1, 1.0),
-        ("matching_learning_rate", None, None),
+        ("muon_learning_rate", None, None),
         ("max_steps", 5, 5),
         ("mixed_precision", False, "no"),
     ],

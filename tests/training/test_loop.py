@@ -55,7 +55,7 @@ def _assert_same_run(folder: Path, expected: Path) -> None:
     assert (folder / "evaluation.json").read_bytes() == (expected / "evaluation.json").read_bytes()
     final, wanted = (latest_checkpoint(part / "checkpoints") for part in (folder, expected))
     assert final.name == wanted.name
-    for name in ("objective", "optimizer", "random"):
+    for name in ("objective", "optimizers", "random"):
         states, others = (load_file(part / f"{name}.safetensors") for part in (final, wanted))
         assert states.keys() == others.keys()
         assert all(torch.equal(states[key], others[key]) for key in states), name

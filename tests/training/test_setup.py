@@ -11,7 +11,7 @@ from speech_image_retrieval.training.setup import (
     _refuse_unknown,
     build_model,
     build_objective,
-    build_optimizer,
+    build_optimizers,
     build_processor,
     freeze_bottom_layers,
     learning_rate_factor,
@@ -63,17 +63,46 @@ def test_a_frozen_share_is_taken_of_the_backbones_transformer_layers(make_argume
     assert not any(".layers.0." in f".{name}" or "conv" in name for name in speech)
 
 
+def rates_of(optimizers) -> dict[int, tuple[type, float, float, float]]:
+    """By parameter: the kind of optimizer, the rate, its peak and the weight decay."""
+    groups = [(type(optimizer), group) for optimizer in optimizers for group in optimizer.param_groups]
+    settings = {
+        id(p): (kind, group["lr"], group["peak_lr"], group["weight_decay"])
+        for kind, group in groups
+        for p in group["params"]
+    }
+    assert sum(len(group["params"]) for _, group in groups) == len(settings)
+    return settings
+
+
 def test_the_optimizer_holds_every_trained_parameter_once_at_its_rate(make_arguments, tmp_path):
-    arguments = make_arguments(tmp_path, frozen_speech_layers=1, matching_learning_rate=1e-5, weight_decay=0.1)
+    arguments = make_arguments(
+        tmp_path, frozen_speech_layers=1, matching_rate_factor=0.5, muon_learning_rate=None, weight_decay=0.1
+    )
     model = build_model(arguments, CPU)
-    groups = build_optimizer(arguments, model).param_groups
-    settings = {id(p): (g["lr"], g["peak_lr"], g["weight_decay"]) for g in groups for p in g["params"]}
-    assert sum(len(group["params"]) for group in groups) == len(settings)
+    settings = rates_of(build_optimizers(arguments, model))
     named = {name: part for name, part in model.named_parameters() if part.requires_grad}
     assert {id(part) for part in named.values()} == set(settings)
     for name, part in named.items():
-        rate = 1e-5 if name.startswith(("multimodal_encoder", "matching_head")) else arguments.learning_rate
-        assert settings[id(part)] == (rate, rate, 0.1 if part.ndim > 1 else 0.0), name
+        factor = 0.5 if name.startswith(("multimodal_encoder", "matching_head")) else 1.0
+        rate = factor * arguments.learning_rate
+        assert settings[id(part)] == (torch.optim.AdamW, rate, rate, 0.1 if part.ndim > 1 else 0.0), name
+
+
+def test_muon_takes_the_matrices_inside_layers_and_nothing_else(make_arguments, tmp_path):
+    arguments = make_arguments(
+        tmp_path, frozen_speech_layers=1, matching_rate_factor=0.5, muon_learning_rate=0.02, weight_decay=0.1
+    )
+    model = build_model(arguments, CPU)
+    settings = rates_of(build_optimizers(arguments, model))
+    named = {name: part for name, part in model.named_parameters() if part.requires_grad}
+    assert {id(part) for part in named.values()} == set(settings)
+    by_muon = {name for name, part in named.items() if settings[id(part)][0] is torch.optim.Muon}
+    assert all(settings[id(named[n])][3] == 0.1 for n in by_muon)
+    assert {"speech_transformer.layers.0.self_attention.q_proj.weight", "speech_input.weight"} <= by_muon
+    assert settings[id(model.multimodal_encoder.layers[0].cross_attention.v_proj.weight)][1] == 0.01
+    assert not by_muon & {"speech_projection.weight", "image_projection.weight", "matching_head.weight"}
+    assert all(named[name].ndim == 2 and "embed" not in name for name in by_muon)
 
 
 def test_the_learning_rate_warms_up_and_ends_at_its_minimum(make_arguments, tmp_path):
