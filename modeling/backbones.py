@@ -25,7 +25,13 @@ class SpeechFrames(NamedTuple):
 
 
 def build_speech_backbone(config: PreTrainedConfig) -> PreTrainedModel:
-    """The speech encoder that a configuration describes; of Whisper only the encoder."""
+    """The speech encoder that a configuration describes; of Whisper only the encoder.
+
+    Raises:
+        ValueError: an adapter would shorten the last layer's frames, which could not be weighed with the others.
+    """
+    if getattr(config, "add_adapter", False):
+        raise ValueError(f"{config.model_type} with add_adapter=True is not supported: set add_adapter=False")
     if isinstance(config, WhisperConfig):
         return WhisperEncoder._from_config(config)
     return AutoModel.from_config(config)
@@ -70,8 +76,7 @@ def encode_speech_frames(backbone: PreTrainedModel, inputs: Tensor, mask: Tensor
         lengths = backbone._get_feat_extract_output_lengths(lengths)
     states = list(output.hidden_states)
     # Pre-norm encoders (HuBERT large) record their last layer before the final norm.
-    if output.last_hidden_state.shape == states[-1].shape:  # an adapter would have shortened it
-        states[-1] = output.last_hidden_state
+    states[-1] = output.last_hidden_state
     return SpeechFrames(tuple(states), _mask_of_lengths(lengths.clamp(1, frames), frames))
 
 

@@ -248,7 +248,7 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
 
     @torch.no_grad()
     def clamp_temperature(self, low: float = 0.001, high: float = 0.5) -> None:
-        """Keep the temperature in ALBEF's range; training calls this before each step."""
+        """Keep the temperature in ALBEF's range; training calls this after each step."""
         self.logit_scale.clamp_(-math.log(high), -math.log(low))
 
     @can_return_tuple

@@ -38,25 +38,26 @@ class TrainingArguments:
     corpus: str  # folder made by `sir corpus build`
     output_dir: str  # everything of the run goes here
     model: dict[str, Any]  # SpeechImageRetrievalConfig
-    processor: dict[str, Any]  # see training/setup.py: feature_extractor, image_processor, min_seconds, max_seconds
+    processor: dict[
+        str, Any
+    ]  # feature_extractor and image_processor by `type`, and SpeechImageRetrievalProcessor's own
 
     num_epochs: int = 10
     max_steps: int | None = None  # stop earlier than num_epochs
     batch_size: int = 64  # pairs per process and micro-batch
     gradient_accumulation_steps: int = 1
-    length_bucketing: bool = True  # batches of similar speech length (grouped batches go by similarity instead)
+    length_bucketing: bool = False  # random batches of similar speech length: less padding, harder negatives
     group_size: int = 1  # pairs per group of hard neighbours mined through the queue; 1 = random batches
-    group_start_step: int = 0  # random batches until then, for neighbours need trained embeddings
+    group_start_step: int = 0  # from the next epoch on; random batches before, for neighbours need trained embeddings
 
     learning_rate: float = 1e-4
     muon_learning_rate: float | None = None  # Muon's, for the matrices inside layers; None = AdamW for everything
-    matching_rate_factor: float = 1.0  # the multimodal encoder learns this much faster
     min_learning_rate_ratio: float = 0.1  # the cosine ends at this share of the peak
     warmup_steps: int = 1000
     weight_decay: float = 0.02
     adam_beta2: float = 0.98
     max_grad_norm: float = 1.0
-    mixed_precision: Literal["no", "bf16", "fp16"] = "bf16"
+    mixed_precision: Literal["no", "bf16"] = "bf16"
     attention: Literal["auto", "eager", "sdpa"] = "auto"  # auto: eager on a CPU, where SDPA's backward is slow
     activation_checkpointing: bool = False
     frozen_speech_layers: int = 0  # the front end and this many bottom layers of the speech backbone; -1 = all of it

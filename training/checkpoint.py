@@ -46,13 +46,12 @@ def save_checkpoint(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     save_file(_own_storage(module.state_dict()), partial / "objective.safetensors")
-    tensors, settings = _split_optimizers(optimizers)
-    save_file(tensors, partial / "optimizers.safetensors")
+    save_file(_optimizer_tensors(optimizers), partial / "optimizers.safetensors")
     random_tensors, random_settings = _random_states()
     save_file(
         {**random_tensors, **{f"extra.{name}": part for name, part in extra.items()}}, partial / "random.safetensors"
     )
-    state = {"progress": progress, "optimizers": settings, "random": random_settings}
+    state = {"progress": progress, "optimizers": _group_sizes(optimizers), "random": random_settings}
     (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
     for path in partial.iterdir():
         with path.open("rb") as file:
@@ -86,7 +85,12 @@ def load_checkpoint(
         raise ArgumentError(
             f"{checkpoint} was saved with another model, queue or teacher. Choose another output_dir, or remove it."
         ) from error
-    _restore_optimizers(optimizers, load_file(checkpoint / "optimizers.safetensors"), state["optimizers"])
+    if state.get("optimizers") != _group_sizes(optimizers):
+        raise ArgumentError(
+            f"{checkpoint} was saved by another optimizer or with other layers frozen. Choose another output_dir, or "
+            "remove it."
+        )
+    _restore_optimizers(optimizers, load_file(checkpoint / "optimizers.safetensors"))
     tensors = load_file(checkpoint / "random.safetensors")
     _restore_random_states(tensors, state["random"])
     return state["progress"], {
@@ -104,26 +108,27 @@ def _own_storage(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return own
 
 
-def _split_optimizers(optimizers: Sequence[torch.optim.Optimizer]) -> tuple[dict[str, Tensor], list[Any]]:
-    states = [optimizer.state_dict() for optimizer in optimizers]
-    tensors = {
+def _group_sizes(optimizers: Sequence[torch.optim.Optimizer]) -> list[list[int]]:
+    return [[len(group["params"]) for group in optimizer.param_groups] for optimizer in optimizers]
+
+
+def _optimizer_tensors(optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    return {
         f"{number}.{index}.{name}": part.contiguous()
-        for number, state in enumerate(states)
-        for index, parts in state["state"].items()
+        for number, optimizer in enumerate(optimizers)
+        for index, parts in optimizer.state_dict()["state"].items()
         for name, part in parts.items()
     }
-    return tensors, [state["param_groups"] for state in states]
 
 
-def _restore_optimizers(
-    optimizers: Sequence[torch.optim.Optimizer], tensors: dict[str, Tensor], settings: list[Any]
-) -> None:
+def _restore_optimizers(optimizers: Sequence[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
     states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     for key, part in tensors.items():
         number, index, name = key.split(".", 2)
         states[int(number)].setdefault(int(index), {})[name] = part
-    for optimizer, state, groups in zip(optimizers, states, settings, strict=True):
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for optimizer, state in zip(optimizers, states, strict=True):
+        # Rates and decay are the new run's: a lower learning rate is what helps a run that diverged.
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -6,7 +6,6 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from .setup import (
     build_optimizers,
     build_processor,
     initialize_from_speech_transformer,
+    keep_frozen_in_evaluation,
     learning_rate_factor,
 )
 
@@ -63,7 +63,7 @@ class Trainer:
         model = build_model(arguments, self.accelerator.device)
         self.objective = build_objective(arguments, model, len(self.examples)).to(self.accelerator.device)
         self.wrapped, *self.optimizers = self.accelerator.prepare(self.objective, *build_optimizers(arguments, model))
-        self.batches_per_epoch = math.ceil(len(self.examples) / self._step_batch)
+        self.batches_per_epoch = max(1, len(self.examples) // self._step_batch)
         planned = arguments.num_epochs * self.batches_per_epoch
         self.total_steps = min(planned, arguments.max_steps or planned)
         self.step = 0
@@ -128,7 +128,8 @@ class Trainer:
         last = self.step == self.total_steps
         if last or self.epoch % self.arguments.validation_every_epochs == 0:
             self._validate()
-        if last or self.epoch % self.arguments.checkpoint_every_epochs == 0:
+        due = self.step % (self.arguments.checkpoint_every_steps or math.inf) == 0
+        if last or due or self.epoch % self.arguments.checkpoint_every_epochs == 0:
             self._save()
 
     def _compose_epoch(self) -> Tensor:
@@ -143,8 +144,8 @@ class Trainer:
             batches = length_bucketed_batches(self.speech_bytes, size, generator)
         else:
             batches = shuffled_batches(len(self.examples), size, generator)
-        # The one that may be smaller goes last, so that batch boundaries stay where they are.
-        return torch.cat(sorted(batches, key=len, reverse=True))
+        # A batch that is not full would be a whole step on a few pairs: its rows wait for the next epoch.
+        return torch.cat(sorted(batches, key=len, reverse=True)[: self.batches_per_epoch])
 
     def _steps(self) -> Iterator[list[Any]]:
         """Micro-batches of every remaining optimizer step of the epoch."""
@@ -169,6 +170,7 @@ class Trainer:
         """One optimizer step."""
         arguments = self.arguments
         self.wrapped.train()
+        keep_frozen_in_evaluation(self.objective.model)
         factor = learning_rate_factor(arguments, self.step, self.total_steps)
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
         for group in groups:
@@ -179,10 +181,8 @@ class Trainer:
         matching = self.step >= arguments.matching_start_step
         if self.step == arguments.matching_start_step > 0:
             initialize_from_speech_transformer(self.objective.model)
-        for place, batch in enumerate(micro_batches):
-            last = place == len(micro_batches) - 1
-            synchronise = nullcontext() if last else self.accelerator.no_sync(self.wrapped)
-            with synchronise, self.accelerator.autocast():
+        for batch in micro_batches:
+            with self.accelerator.autocast():
                 try:
                     losses = self.wrapped(batch, alpha=alpha, momentum=momentum, matching=matching)
                 except FloatingPointError as error:
@@ -217,11 +217,16 @@ class Trainer:
                 "learning_rate": self.optimizers[0].param_groups[0]["lr"],
                 "pairs_per_second": pairs_per_second,
             }
-            matching = self.step > self.arguments.matching_start_step
+            matching = self._matching_trained
             self.log.write(self.step, {k: v for k, v in values.items() if matching or not k.startswith("loss/SIM")})
 
+    @property
+    def _matching_trained(self) -> bool:
+        arguments = self.arguments
+        switched_on = bool(arguments.matching_weight or arguments.listwise_weight)
+        return switched_on and self.step > arguments.matching_start_step
+
     def _evaluate(self, split: str, rerank_top_k: int) -> dict[str, Any]:
-        trained_matching = self.step > self.arguments.matching_start_step
         # In full precision, as `sir evaluate` measures it.
         return evaluate_retrieval(
             self.objective.model,
@@ -229,7 +234,7 @@ class Trainer:
             self.corpus[split],
             corpus=Path(self.arguments.corpus).name,
             split=split,
-            rerank_top_k=rerank_top_k if trained_matching else 0,
+            rerank_top_k=rerank_top_k if self._matching_trained else 0,
             score_rule=self.arguments.score_rule,
             batch_size=self.arguments.evaluation_batch_size,
         )
@@ -250,16 +255,13 @@ class Trainer:
         score = (stage == "reranked", report["mean_r1"][stage])
         if self.best is None or score >= tuple(self.best):
             self.best = score
-            if self.accelerator.is_main_process:
-                export_model(self.objective.model, self.processor, self.output_dir / "model")
+            export_model(self.objective.model, self.processor, self.output_dir / "model")
 
     def _save(self) -> None:
-        if self.accelerator.is_main_process:
-            progress = {"step": self.step, "epoch": self.epoch, "best": self.best}
-            save_checkpoint(
-                self.output_dir / "checkpoints", self.objective, self.optimizers, progress, {"order": self.order}
-            )
-        self.accelerator.wait_for_everyone()
+        progress = {"step": self.step, "epoch": self.epoch, "best": self.best}
+        save_checkpoint(
+            self.output_dir / "checkpoints", self.objective, self.optimizers, progress, {"order": self.order}
+        )
 
     def _finish(self) -> dict[str, Any]:
         """Measure the best model on the test split and leave figures and curves."""

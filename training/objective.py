@@ -45,7 +45,8 @@ class CoarseToFineObjective(nn.Module):
     Args:
         model: the student.
         queue: None compares within the batch only.
-        teacher: None gives hard targets only, and the student's own embeddings to the queue.
+        teacher: None gives hard targets only, and the queue serves to mine hard batches alone: it then holds the
+            student's own past embeddings, which are no negatives for SIC.
         contrastive_weight, matching_weight, listwise_weight: weights of the sum; with the last two at 0 the
             multimodal encoder is not run.
         hard_negatives: negatives per speech and per image for SIM.
@@ -93,7 +94,7 @@ class CoarseToFineObjective(nn.Module):
             queued = momentum_embeds or tuple(part.detach() for part in embeds)
             self._to_enqueue.append((*queued, batch.image_ids, batch.rows))
 
-        contrastive = self._contrastive(embeds, momentum_embeds, batch.image_ids, alpha, momentum)
+        contrastive = self._contrastive(embeds, momentum_embeds, batch.image_ids, alpha)
         matched = listed = torch.zeros((), device=contrastive.device)
         if matching and (self.matching_weight or self.listwise_weight):
             pairs = self._pairs(*embeds, batch.image_ids)
@@ -126,14 +127,13 @@ class CoarseToFineObjective(nn.Module):
         momentum_embeds: tuple[Tensor, Tensor] | None,
         image_ids: Tensor,
         alpha: float,
-        momentum: bool,
     ) -> Tensor:
         """SIC against the momentum embeddings of the batch and of the queue (ALBEF equations 1, 2 and 6); without a
         teacher against the batch itself."""
         speech, image = embeds
         all_speech, all_image = momentum_embeds or embeds
         column_ids = image_ids
-        if self.queue is not None and momentum and len(self.queue):
+        if self.queue is not None and momentum_embeds is not None and len(self.queue):
             queued_speech, queued_image, queued_ids, _ = self.queue.contents()
             all_speech, all_image = torch.cat([all_speech, queued_speech]), torch.cat([all_image, queued_image])
             column_ids = torch.cat([image_ids, queued_ids])

@@ -80,6 +80,16 @@ def freeze_bottom_layers(backbone: nn.Module, count: int) -> None:
         parameter.requires_grad_(id(parameter) in trained)
 
 
+def keep_frozen_in_evaluation(model: SpeechImageRetrievalModel) -> None:
+    """Parts of the backbones without a trained parameter behave as in evaluation: no dropout, no masking, fixed
+    batch statistics."""
+    for backbone in (model.speech_backbone, model.vision_backbone):
+        for part in backbone.modules():
+            parameters = list(part.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                part.eval()
+
+
 def _encoder_layers(backbone: nn.Module) -> nn.ModuleList:
     """The last list of layers that is not part of another list: a front end's convolutions come before it."""
     lists = {name: part for name, part in backbone.named_modules() if isinstance(part, nn.ModuleList)}
@@ -135,33 +145,31 @@ def initialize_from_speech_transformer(model: SpeechImageRetrievalModel) -> None
 def build_optimizers(arguments: TrainingArguments, model: SpeechImageRetrievalModel) -> list[torch.optim.Optimizer]:
     """AdamW for every trained parameter; with `muon_learning_rate` Muon for the matrices inside layers.
 
-    No weight decay on biases, norms and the temperature. The multimodal encoder has its own rate. Every group carries
-    its peak rate as `peak_lr`. Muon (Jordan et al. 2024) is scaled to AdamW's update size (Liu et al. 2025, arXiv
-    2502.16982); embeddings and the output layers stay with AdamW, as both papers advise.
+    No weight decay on biases, norms and the temperature. Every group carries its peak rate as `peak_lr`. Muon (Jordan
+    et al. 2024) is scaled to AdamW's update size (Liu et al. 2025, arXiv 2502.16982); embeddings and the output layers
+    stay with AdamW, as both advise.
     """
-    matching = {id(p) for part in (model.multimodal_encoder, model.matching_head) for p in part.parameters()}
     matrices = _hidden_matrices(model) if arguments.muon_learning_rate else set()
-    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:
-            muon = id(parameter) in matrices
-            rate = arguments.muon_learning_rate if muon else arguments.learning_rate
-            rate *= arguments.matching_rate_factor if id(parameter) in matching else 1.0
             decay = arguments.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((muon, rate, decay), []).append(parameter)
+            groups.setdefault((id(parameter) in matrices, decay), []).append(parameter)
 
-    def settings(of_muon: bool) -> list[dict[str, Any]]:
+    def settings(of_muon: bool, rate: float) -> list[dict[str, Any]]:
         return [
             {"params": params, "lr": rate, "peak_lr": rate, "weight_decay": decay}
-            for (muon, rate, decay), params in groups.items()
+            for (muon, decay), params in groups.items()
             if muon is of_muon
         ]
 
     optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(settings(of_muon=False), betas=(0.9, arguments.adam_beta2), fused=True)
+        torch.optim.AdamW(settings(False, arguments.learning_rate), betas=(0.9, arguments.adam_beta2), fused=True)
     ]
     if matrices:
-        optimizers.append(torch.optim.Muon(settings(of_muon=True), adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(
+            torch.optim.Muon(settings(True, arguments.muon_learning_rate), adjust_lr_fn="match_rms_adamw")
+        )
     return optimizers
 
 

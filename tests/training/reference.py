@@ -190,7 +190,7 @@ class SlowObjective:
             slow_speech = [detached(self.teacher.embedding("speech_encoder", item)) for item in speech_in]
             slow_image = [detached(self.teacher.embedding("image_encoder", item)) for item in image_in]
         self.waiting += zip(map(detached, slow_speech), map(detached, slow_image), ids, strict=True)
-        queued = list(self.queue)
+        queued = list(self.queue) if self.teacher is not None else []  # without a teacher it only mines
         all_speech = slow_speech + [entry[0] for entry in queued]
         all_image = slow_image + [entry[1] for entry in queued]
         all_ids = ids + [entry[2] for entry in queued]

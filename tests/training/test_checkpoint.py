@@ -51,7 +51,7 @@ def test_a_restored_run_continues_bit_for_bit(tmp_path):
     step(module, optimizers)
 
     other = Shared()
-    other_optimizers = optimizers_of(other, lr=0.5)
+    other_optimizers = optimizers_of(other, lr=0.1)
     restored, extra = load_checkpoint(folder, other, other_optimizers)
     assert restored == progress
     assert extra["order"].tolist() == [4, 2]
@@ -135,3 +135,19 @@ def test_another_model_is_refused_with_what_to_do(tmp_path):
 def test_nothing_is_pickled(tmp_path):
     folder = save_checkpoint(tmp_path, *trained(), {"step": 1}, {})
     assert {path.suffix for path in folder.iterdir()} == {".safetensors", ".json"}
+
+
+def test_a_lower_learning_rate_takes_effect_on_resume(tmp_path):
+    folder = save_checkpoint(tmp_path, *trained(), {"step": 3}, {})
+    other = Shared()
+    optimizers = optimizers_of(other, lr=0.01)
+    load_checkpoint(folder, other, optimizers)
+    assert [group["lr"] for optimizer in optimizers for group in optimizer.param_groups] == [0.01, 0.01]
+    assert optimizers[0].state_dict()["state"][0]["step"] == 3
+
+
+def test_a_checkpoint_of_other_optimizers_is_refused(tmp_path):
+    folder = save_checkpoint(tmp_path, *trained(), {"step": 3}, {})
+    other = Shared()
+    with pytest.raises(ArgumentError, match="another optimizer or with other layers frozen"):
+        load_checkpoint(folder, other, [torch.optim.AdamW(other.parameters())])

@@ -14,6 +14,7 @@ from speech_image_retrieval.training.setup import (
     build_optimizers,
     build_processor,
     freeze_bottom_layers,
+    keep_frozen_in_evaluation,
     learning_rate_factor,
 )
 from torch import nn
@@ -63,6 +64,16 @@ def test_a_frozen_share_is_taken_of_the_backbones_transformer_layers(make_argume
     assert not any(".layers.0." in f".{name}" or "conv" in name for name in speech)
 
 
+def test_what_is_frozen_behaves_as_in_evaluation(make_arguments, tmp_path):
+    model = build_model(make_arguments(tmp_path, frozen_speech_layers=1, frozen_vision_layers=-1), CPU).train()
+    keep_frozen_in_evaluation(model)
+    assert not any(part.training for part in model.vision_backbone.modules() if list(part.parameters()))
+    first, second = model.speech_backbone.encoder.layers[:2]
+    assert not first.attention.training
+    assert second.attention.training
+    assert model.speech_transformer.training
+
+
 def rates_of(optimizers) -> dict[int, tuple[type, float, float, float]]:
     """By parameter: the kind of optimizer, the rate, its peak and the weight decay."""
     groups = [(type(optimizer), group) for optimizer in optimizers for group in optimizer.param_groups]
@@ -76,23 +87,18 @@ def rates_of(optimizers) -> dict[int, tuple[type, float, float, float]]:
 
 
 def test_the_optimizer_holds_every_trained_parameter_once_at_its_rate(make_arguments, tmp_path):
-    arguments = make_arguments(
-        tmp_path, frozen_speech_layers=1, matching_rate_factor=0.5, muon_learning_rate=None, weight_decay=0.1
-    )
+    arguments = make_arguments(tmp_path, frozen_speech_layers=1, muon_learning_rate=None, weight_decay=0.1)
     model = build_model(arguments, CPU)
     settings = rates_of(build_optimizers(arguments, model))
     named = {name: part for name, part in model.named_parameters() if part.requires_grad}
     assert {id(part) for part in named.values()} == set(settings)
     for name, part in named.items():
-        factor = 0.5 if name.startswith(("multimodal_encoder", "matching_head")) else 1.0
-        rate = factor * arguments.learning_rate
+        rate = arguments.learning_rate
         assert settings[id(part)] == (torch.optim.AdamW, rate, rate, 0.1 if part.ndim > 1 else 0.0), name
 
 
 def test_muon_takes_the_matrices_inside_layers_and_nothing_else(make_arguments, tmp_path):
-    arguments = make_arguments(
-        tmp_path, frozen_speech_layers=1, matching_rate_factor=0.5, muon_learning_rate=0.02, weight_decay=0.1
-    )
+    arguments = make_arguments(tmp_path, frozen_speech_layers=1, muon_learning_rate=0.02, weight_decay=0.1)
     model = build_model(arguments, CPU)
     settings = rates_of(build_optimizers(arguments, model))
     named = {name: part for name, part in model.named_parameters() if part.requires_grad}
@@ -100,7 +106,7 @@ def test_muon_takes_the_matrices_inside_layers_and_nothing_else(make_arguments, 
     by_muon = {name for name, part in named.items() if settings[id(part)][0] is torch.optim.Muon}
     assert all(settings[id(named[n])][3] == 0.1 for n in by_muon)
     assert {"speech_transformer.layers.0.self_attention.q_proj.weight", "speech_input.weight"} <= by_muon
-    assert settings[id(model.multimodal_encoder.layers[0].cross_attention.v_proj.weight)][1] == 0.01
+    assert settings[id(model.multimodal_encoder.layers[0].cross_attention.v_proj.weight)][1] == 0.02
     assert not by_muon & {"speech_projection.weight", "image_projection.weight", "matching_head.weight"}
     assert all(named[name].ndim == 2 and "embed" not in name for name in by_muon)
 
