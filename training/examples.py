@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from ..corpora.schema import CorpusError
+from ..evaluation.embedding import encoded_size
 from ..processing.media import MediaError
 from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
 from .objective import Batch
@@ -51,8 +51,7 @@ class SpokenCaptions(torch.utils.data.Dataset):
         column = self._split.select_columns(["audio"]).with_format("arrow")
         sizes = []
         for start in range(0, len(column), 1000):
-            for media in column[start : start + 1000]["audio"].to_pylist():
-                sizes.append(len(media["bytes"]) if media["bytes"] is not None else _file_size(media["path"]))
+            sizes += map(encoded_size, column[start : start + 1000]["audio"].to_pylist())
         return torch.tensor(sizes)
 
     def _process(self, row: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -104,10 +103,6 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 def _half(part: Tensor) -> Tensor:
     return part.half() if part.is_floating_point() else part
-
-
-def _file_size(path: str) -> int:
-    return Path(path).stat().st_size
 
 
 __all__ = ["Collator", "SpokenCaptions", "to_device"]
