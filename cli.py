@@ -47,6 +47,9 @@ ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model fol
 RerankOption = Annotated[
     int, typer.Option(min=0, help="Most similar candidates that the multimodal encoder re-ranks; 0 for none.")
 ]
+ScoreRuleOption = Annotated[
+    str, typer.Option(help="What orders the re-ranked: sim, the matching score; sim+sic, plus similarity.")
+]
 BatchSizeOption = Annotated[int, typer.Option(min=1, help="Clips or pictures encoded at a time.")]
 
 
@@ -126,9 +129,7 @@ def evaluate(
     corpus: Annotated[str, typer.Option(help="Folder of a corpus, or the name of one in outputs/NAME/corpus.")],
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     rerank_top_k: RerankOption = 32,
-    score_rule: Annotated[
-        str, typer.Option(help="What orders the re-ranked: sim, the matching score; sim+sic, plus similarity.")
-    ] = "sim",
+    score_rule: ScoreRuleOption = "sim",
     batch_size: BatchSizeOption = 64,
     language: Annotated[str | None, typer.Option(help="Only captions in this BCP-47 language.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Also write the report to this file.")] = None,
@@ -174,6 +175,7 @@ def search(
     seed: Annotated[int, typer.Option(help="Seed of random captions.")] = 0,
     top_k: Annotated[int, typer.Option(min=1, help="Results for each query.")] = 5,
     rerank_top_k: RerankOption = 32,
+    score_rule: ScoreRuleOption = "sim",
     batch_size: BatchSizeOption = 64,
     sheet: Annotated[Path | None, typer.Option(help="Also draw the results to this picture.")] = None,
 ) -> None:
@@ -200,6 +202,7 @@ def search(
         gallery.images,
         top_k=len(gallery.images) if knows_answer else top_k,
         rerank_top_k=rerank_top_k,
+        score_rule=score_rule,
         batch_size=batch_size,
         query_names=[query.name for query in queries],
         image_names=gallery.names,
@@ -311,6 +314,11 @@ def _corpus_gallery(rows: Dataset) -> _Gallery:
 def _recording_query(path: Path) -> _Query:
     if not path.is_file():
         raise ValueError(f"There is no recording {path}.")
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        raise ValueError(
+            f"{path} is a picture; queries are recordings. How well pictures find their descriptions, `sir evaluate` "
+            "measures."
+        )
     return _Query(path, path.name)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..evaluation import EncodedImages, EncodedSpeech, encode_images, encode_speech, score_pairs
 from ..evaluation.recall import refuse_nan
+from ..evaluation.reranking import ScoreRule, check_score_rule, sic_temperature
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ def search_images(
     *,
     top_k: int = 5,
     rerank_top_k: int = 32,
+    score_rule: ScoreRule = "sim",
     batch_size: int = 64,
     query_names: Sequence[str] | None = None,
     image_names: Sequence[str] | None = None,
@@ -51,21 +53,27 @@ def search_images(
     Args:
         model, processor: as for :func:`..evaluation.encode_speech`.
         queries, images: whatever the processor reads. Give each distinct picture once.
-        top_k, rerank_top_k: see :func:`search_encoded`.
+        top_k, rerank_top_k, score_rule: see :func:`search_encoded`.
         query_names, image_names: what errors call them; without them their places.
 
     Raises:
         ValueError: no query or no picture, one that cannot be read, a score that is NaN, or an option out of range.
     """
-    _check_options(top_k, rerank_top_k)
+    _check_options(top_k, rerank_top_k, score_rule)
     options = {"batch_size": batch_size, "keep_states": rerank_top_k > 0, "progress": progress}
     speech = encode_speech(model, processor, queries, names=query_names, **options)
     gallery = encode_images(model, processor, images, names=image_names, **options)
-    return search_encoded(model, speech, gallery, top_k=top_k, rerank_top_k=rerank_top_k)
+    return search_encoded(model, speech, gallery, top_k=top_k, rerank_top_k=rerank_top_k, score_rule=score_rule)
 
 
 def search_encoded(
-    model: nn.Module, speech: EncodedSpeech, images: EncodedImages, *, top_k: int = 5, rerank_top_k: int = 32
+    model: nn.Module,
+    speech: EncodedSpeech,
+    images: EncodedImages,
+    *,
+    top_k: int = 5,
+    rerank_top_k: int = 32,
+    score_rule: ScoreRule = "sim",
 ) -> list[list[SearchResult]]:
     """Search pictures that are encoded already.
 
@@ -73,16 +81,20 @@ def search_encoded(
         top_k: results for each query; a smaller gallery is returned whole.
         rerank_top_k: the most similar pictures that the matching score re-orders; those after them keep their coarse
             order, and so do pictures with equal matching scores. 0 ranks by similarity alone and needs no states.
+        score_rule: what re-orders them, see :func:`..evaluation.reranking.rerank`.
     """
-    _check_options(top_k, rerank_top_k)
+    _check_options(top_k, rerank_top_k, score_rule)
     coarse = speech.embeddings @ images.embeddings.T
     refuse_nan(coarse, "coarse score", ("query", "image"))
     order = coarse.argsort(dim=1, descending=True, stable=True)
     candidates = order[:, :rerank_top_k]
     matching = _matching_scores(model, speech, images, candidates) if rerank_top_k else torch.empty(len(order), 0)
-    by_matching = matching.argsort(dim=1, descending=True, stable=True)
+    fine = matching
+    if rerank_top_k and score_rule == "sim+sic":
+        fine = matching + coarse.gather(1, candidates) / sic_temperature(model, None)
+    by_fine = fine.argsort(dim=1, descending=True, stable=True)
     not_reranked = torch.arange(candidates.shape[1], order.shape[1]).expand(len(order), -1)
-    coarse_places = torch.cat([by_matching, not_reranked], dim=1)[:, :top_k]
+    coarse_places = torch.cat([by_fine, not_reranked], dim=1)[:, :top_k]
     return [
         [_result(place, order[query], coarse[query], matching[query]) for place in places]
         for query, places in enumerate(coarse_places.tolist())
@@ -106,7 +118,8 @@ def _result(place: int, order: Tensor, coarse: Tensor, matching: Tensor) -> Sear
     )
 
 
-def _check_options(top_k: int, rerank_top_k: int) -> None:
+def _check_options(top_k: int, rerank_top_k: int, score_rule: str) -> None:
+    check_score_rule(score_rule)
     if top_k < 1:
         raise ValueError(f"top_k must be 1 or more, not {top_k}")
     if rerank_top_k < 0:

@@ -284,5 +284,7 @@ def test_search_refuses(model: Path, corpus: Path, spoken_query: Path, tmp_path:
     Image.new("RGB", (8, 8)).save(empty / "a.png")
     assert "--caption needs a corpus" in refused("search", model, empty, "--caption", "random")
     assert "none.wav" in refused("search", model, empty, empty / "none.wav")
+    assert "a.png is a picture; queries are recordings" in refused("search", model, empty, empty / "a.png")
+    assert "score_rule must be" in refused("search", model, empty, spoken_query, "--score-rule", "best")
     (empty / "b.png").write_bytes(b"no picture")
     assert "b.png" in refused("search", model, empty, spoken_query)

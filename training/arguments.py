@@ -151,6 +151,14 @@ def save_arguments(arguments: TrainingArguments, path: Path) -> None:
     path.write_text(yaml.safe_dump(asdict(arguments), sort_keys=False), encoding="utf-8")
 
 
+def changed_fields(arguments: TrainingArguments, path: Path) -> list[str]:
+    """Names of the fields whose values differ from those that :func:`save_arguments` wrote; none without a file."""
+    if not path.is_file():
+        return []
+    before = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return [name for name, value in asdict(arguments).items() if before.get(name) != value]
+
+
 def _parsed(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
@@ -193,4 +201,11 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
     raise ArgumentError(f"{name} must be {expected}, not {value!r}")
 
 
-__all__ = ["ArgumentError", "TrainingArguments", "arguments_from_dict", "load_arguments", "save_arguments"]
+__all__ = [
+    "ArgumentError",
+    "TrainingArguments",
+    "arguments_from_dict",
+    "changed_fields",
+    "load_arguments",
+    "save_arguments",
+]

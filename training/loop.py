@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from ..corpora.schema import load_corpus
 from ..evaluation import evaluate_retrieval, format_report
-from .arguments import ArgumentError, TrainingArguments, save_arguments
+from .arguments import ArgumentError, TrainingArguments, changed_fields, save_arguments
 from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from .examples import Collator, SpokenCaptions, to_device
 from .export import export_model
@@ -106,6 +106,14 @@ class Trainer:
         state, extra = load_checkpoint(checkpoint, self.objective, self.optimizers)
         self.step, self.epoch, self.best = state["step"], state["epoch"], state["best"]
         self.order = extra["order"]
+        changed = changed_fields(self.arguments, self.output_dir / "arguments.yaml")
+        if changed and self.step >= self.total_steps:
+            raise ArgumentError(
+                f"The run in {self.output_dir} has ended, with other values of {', '.join(changed)}. Choose another "
+                "output_dir, or remove it."
+            )
+        if changed:
+            self.console.print(f"Continuing with other values of {', '.join(changed)} than before.")
         self.console.print(f"Resuming from {checkpoint} (step {self.step} of {self.total_steps})")
 
     def _train_epoch(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 from dataclasses import fields
 from typing import Any
@@ -101,11 +102,16 @@ def build_processor(arguments: TrainingArguments) -> SpeechImageRetrievalProcess
     """The processor that the arguments describe: `feature_extractor` and `image_processor` with the class name as
     `type` and the options of that class, and the processor's own options."""
     options = dict(arguments.processor)
+    known = list(inspect.signature(SpeechImageRetrievalProcessor.__init__).parameters)[1:]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            raise ArgumentError(f"processor has no field {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
     feature_extractor = _transformers_object(options.pop("feature_extractor", None), FeatureExtractionMixin)
     image_processor = _transformers_object(options.pop("image_processor", None), BaseImageProcessor)
     try:
         return SpeechImageRetrievalProcessor(feature_extractor, image_processor, **options)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ArgumentError(f"processor: {error}") from error
 
 

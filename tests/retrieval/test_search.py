@@ -27,6 +27,7 @@ class VectorModel(nn.Module):
 
     device = torch.device("cpu")
     dtype = torch.float32
+    temperature = torch.tensor(0.5)
 
     def __init__(self):
         super().__init__()
@@ -83,14 +84,14 @@ def encoded(captions: int, images: int) -> tuple[EncodedSpeech, EncodedImages]:
     return EncodedSpeech(speech[:, :2], states), EncodedImages(gallery[:, :2], gallery[:, None, 2:])
 
 
+@pytest.mark.parametrize("score_rule", ["sim", "sim+sic"])
 @pytest.mark.parametrize("rerank_top_k", [1, 5, 40])
-def test_recall_of_a_search_is_the_recall_that_evaluation_measures(rerank_top_k: int):
+def test_recall_of_a_search_is_the_recall_that_evaluation_measures(rerank_top_k: int, score_rule: str):
     speech, images = encoded(captions=60, images=20)
     image_of_caption = torch.arange(60) % 20
-    found = search_encoded(VectorModel(), speech, images, top_k=10, rerank_top_k=rerank_top_k)
-    report = evaluate_encoded(
-        VectorModel(), speech, images, image_of_caption, corpus="c", split="test", rerank_top_k=rerank_top_k
-    )
+    options = {"rerank_top_k": rerank_top_k, "score_rule": score_rule}
+    found = search_encoded(VectorModel(), speech, images, top_k=10, **options)
+    report = evaluate_encoded(VectorModel(), speech, images, image_of_caption, corpus="c", split="test", **options)
     for k in (1, 5, 10):
         hits = [
             right in [result.image for result in results[:k]]

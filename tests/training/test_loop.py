@@ -259,6 +259,15 @@ def test_a_checkpoint_of_another_model_is_refused(make_arguments, whole_run, tmp
         Trainer(arguments).run()
 
 
+def test_a_run_that_ended_is_not_passed_off_as_one_with_other_values(make_arguments, tmp_path):
+    Trainer(make_arguments(tmp_path, max_steps=2)).run()
+    before = (tmp_path / "arguments.yaml").read_text()
+    with pytest.raises(ArgumentError, match="has ended, with other values of learning_rate, seed"):
+        Trainer(make_arguments(tmp_path, max_steps=2, learning_rate=1e-4, seed=3)).run()
+    assert (tmp_path / "arguments.yaml").read_text() == before
+    Trainer(make_arguments(tmp_path, max_steps=2)).run()
+
+
 def test_a_missing_corpus_is_named(make_arguments, tmp_path):
     with pytest.raises(CorpusError, match="holds no corpus"):
         Trainer(make_arguments(tmp_path, corpus=str(tmp_path / "nothing")))
@@ -269,6 +278,7 @@ def test_a_missing_corpus_is_named(make_arguments, tmp_path):
     [
         ("learning_rat=1", "unknown field 'learning_rat'. Did you mean 'learning_rate'?"),
         ("corpus=nowhere", "nowhere holds no corpus"),
+        ("processor.max_secnds=1", "processor has no field 'max_secnds'. Did you mean 'max_seconds'?"),
     ],
 )
 def test_mistakes_are_one_line_on_the_command_line(override, message, make_arguments, tmp_path):
