@@ -7,7 +7,6 @@ OUT := outputs/spoken_shapes
 
 demo: .venv/demo.installed $(OUT)/corpus/dataset_dict.json
 	.venv/bin/python train.py configs/spoken_shapes.yaml
-	.venv/bin/sir evaluate $(OUT)/model --corpus spoken_shapes --split test --score-rule sim+sic --json $(OUT)/evaluation.json
 	.venv/bin/sir search $(OUT)/model $(OUT)/corpus --score-rule sim+sic --sheet $(OUT)/search.png \
 		--caption random --caption random --caption random --caption random
 	@echo

@@ -59,10 +59,9 @@ class Trainer:
         self.corpus: DatasetDict = load_corpus(arguments.corpus)
         self.processor = build_processor(arguments)
         self.examples = SpokenCaptions(self.corpus["train"], self.processor, arguments.cache_examples)
-        self.speech_bytes = self.examples.speech_bytes()
         model = build_model(arguments, self.accelerator.device)
-        self.objective = build_objective(arguments, model, len(self.examples)).to(self.accelerator.device)
-        self.wrapped, *self.optimizers = self.accelerator.prepare(self.objective, *build_optimizers(arguments, model))
+        objective = build_objective(arguments, model, len(self.examples))
+        self.objective, *self.optimizers = self.accelerator.prepare(objective, *build_optimizers(arguments, model))
         self.batches_per_epoch = max(1, len(self.examples) // self._step_batch)
         planned = arguments.num_epochs * self.batches_per_epoch
         self.total_steps = min(planned, arguments.max_steps or planned)
@@ -129,16 +128,19 @@ class Trainer:
             self._report(losses, norm, pairs / (time.perf_counter() - started))
             if self.step == self.total_steps:
                 break
-            if len(self.order) and self.step % (self.arguments.checkpoint_every_steps or math.inf) == 0:
+            if len(self.order) and self._checkpoint_due:
                 self._save()
         self.order = torch.empty(0, dtype=torch.long)
         self.epoch += 1
         last = self.step == self.total_steps
         if last or self.epoch % self.arguments.validation_every_epochs == 0:
             self._validate()
-        due = self.step % (self.arguments.checkpoint_every_steps or math.inf) == 0
-        if last or due or self.epoch % self.arguments.checkpoint_every_epochs == 0:
+        if last or self._checkpoint_due or self.epoch % self.arguments.checkpoint_every_epochs == 0:
             self._save()
+
+    @property
+    def _checkpoint_due(self) -> bool:
+        return self.step % (self.arguments.checkpoint_every_steps or math.inf) == 0
 
     def _compose_epoch(self) -> Tensor:
         """Row numbers of a whole epoch, batch after batch. Depends on the seed, the epoch and the queue alone."""
@@ -149,7 +151,7 @@ class Trainer:
             image_ids = self.examples.image_ids
             batches = grouped_batches(self.objective.queue, image_ids, size, arguments.group_size, generator)
         elif arguments.length_bucketing:
-            batches = length_bucketed_batches(self.speech_bytes, size, generator)
+            batches = length_bucketed_batches(self.examples.speech_bytes(), size, generator)
         else:
             batches = shuffled_batches(len(self.examples), size, generator)
         # A batch that is not full would be a whole step on a few pairs: its rows wait for the next epoch.
@@ -177,7 +179,7 @@ class Trainer:
     def _optimize(self, micro_batches: list[Any]) -> tuple[Losses, float]:
         """One optimizer step."""
         arguments = self.arguments
-        self.wrapped.train()
+        self.objective.train()
         keep_frozen_in_evaluation(self.objective.model)
         factor = learning_rate_factor(arguments, self.step, self.total_steps)
         groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
@@ -192,7 +194,7 @@ class Trainer:
         for batch in micro_batches:
             with self.accelerator.autocast():
                 try:
-                    losses = self.wrapped(batch, alpha=alpha, momentum=momentum, matching=matching)
+                    losses = self.objective(batch, alpha=alpha, momentum=momentum, matching=matching)
                 except FloatingPointError as error:
                     raise self._not_finite("Similarities are", self.step + 1) from error
             self.accelerator.backward(losses.total / len(micro_batches))
