@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import NamedTuple
 
@@ -11,6 +12,10 @@ from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedM
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionConfig, Blip2VisionModel
 from transformers.models.whisper.modeling_whisper import WhisperConfig, WhisperEncoder, _compute_mask_indices
+
+from .image_queries import Blip2ImageQueries, image_queries_config
+from .padding import mask_of_lengths, padding_of
+from .pretrained_backbones import without_pooler
 
 
 class SpeechFrames(NamedTuple):
@@ -37,14 +42,16 @@ def build_speech_backbone(config: PreTrainedConfig) -> PreTrainedModel:
     return AutoModel.from_config(config)
 
 
-def build_vision_backbone(config: PreTrainedConfig) -> PreTrainedModel:
-    """The image encoder that a configuration describes."""
+def build_vision_backbone(
+    config: PreTrainedConfig, qformer_config: PreTrainedConfig | None, num_query_tokens: int
+) -> PreTrainedModel:
+    """The image encoder that a configuration describes, read out by a Q-Former if there is one."""
+    if qformer_config is not None:
+        return Blip2ImageQueries._from_config(image_queries_config(config, qformer_config, num_query_tokens))
     # AutoModel has no entry for BLIP-2's vision model (transformers 5.23).
     if isinstance(config, Blip2VisionConfig):
         return Blip2VisionModel._from_config(config)
-    # A pooler would never be trained: only the token states are used.
-    poolable = "add_pooling_layer" in inspect.signature(MODEL_MAPPING[type(config)].__init__).parameters
-    return AutoModel.from_config(config, **({"add_pooling_layer": False} if poolable else {}))
+    return AutoModel.from_config(config, **without_pooler(MODEL_MAPPING[type(config)]))
 
 
 def speech_layer_count(config: PreTrainedConfig) -> int:
@@ -69,15 +76,17 @@ def encode_speech_frames(backbone: PreTrainedModel, inputs: Tensor, mask: Tensor
         mask = torch.ones(len(inputs), inputs.shape[-1 if log_mel else 1], dtype=torch.long, device=inputs.device)
     if log_mel:
         return _encode_log_mel(backbone, inputs, mask)
-    output = backbone(inputs, attention_mask=mask, output_hidden_states=True)
-    frames = output.hidden_states[-1].shape[1]
     lengths = mask.sum(-1)
+    frames, frame_lengths = inputs.shape[1], lengths
     if inputs.dim() == 2:
-        lengths = backbone._get_feat_extract_output_lengths(lengths)
+        frames, frame_lengths = (backbone._get_feat_extract_output_lengths(count) for count in (frames, lengths))
+    frame_mask = mask_of_lengths(frame_lengths.clamp(1, frames), frames)
+    with padding_of(lengths, frame_mask):
+        output = backbone(inputs, attention_mask=mask, output_hidden_states=True)
     states = list(output.hidden_states)
     # Pre-norm encoders (HuBERT large) record their last layer before the final norm.
     states[-1] = output.last_hidden_state
-    return SpeechFrames(tuple(states), _mask_of_lengths(lengths.clamp(1, frames), frames))
+    return SpeechFrames(tuple(states), frame_mask)
 
 
 def vision_width(config: PreTrainedConfig) -> int:
@@ -85,17 +94,25 @@ def vision_width(config: PreTrainedConfig) -> int:
     return config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size
 
 
-def encode_image_tokens(backbone: PreTrainedModel, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int] | None]:
-    """(batch, 3, height, width) pixels to (batch, tokens, width) image tokens.
+def has_image_cls(config: PreTrainedConfig, qformer_config: PreTrainedConfig | None) -> bool:
+    """Whether the first image token stands for the whole picture: not with a Q-Former, of a feature map or of SigLIP,
+    which pools its patches."""
+    return qformer_config is None and not hasattr(config, "hidden_sizes") and "siglip" not in config.model_type
 
-    Returns:
-        The tokens, and the (rows, columns) they form where the backbone gives a feature map (a convolutional network)
-        and not a sequence with its own `[CLS]` and positions.
-    """
-    states = backbone(pixel_values).last_hidden_state
-    if states.dim() == 4:
-        return states.flatten(2).transpose(1, 2), tuple(states.shape[-2:])
-    return states, None
+
+def encode_images(backbone: PreTrainedModel, pixel_values: Tensor) -> Tensor:
+    """(batch, 3, height, width) pixels to (batch, tokens, width) tokens, or the (batch, width, rows, columns) feature
+    map of a convolutional network. Positions of a transformer are interpolated to the size of the pixels."""
+    size = getattr(backbone.config, "image_size", None)
+    resized = isinstance(size, int) and tuple(pixel_values.shape[-2:]) != (size, size)
+    options = {"interpolate_pos_encoding": True} if resized and _interpolates(type(backbone)) else {}
+    return backbone(pixel_values, **options).last_hidden_state
+
+
+@functools.cache
+def _interpolates(kind: type[PreTrainedModel]) -> bool:
+    """Whether a model must be asked to interpolate its positions; DINO does it unasked."""
+    return "interpolate_pos_encoding" in inspect.signature(inspect.unwrap(kind.forward)).parameters
 
 
 def grid_positions(rows: int, columns: int, width: int, like: Tensor) -> Tensor:
@@ -157,7 +174,3 @@ def _spec_augment(features: Tensor, mask: Tensor, config: WhisperConfig) -> Tens
         )
         blank |= torch.from_numpy(bands).to(features.device)[:, :, None]
     return features.masked_fill(blank, 0.0)
-
-
-def _mask_of_lengths(lengths: Tensor, size: int) -> Tensor:
-    return torch.arange(size, device=lengths.device) < lengths[:, None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, Blip2QFormerConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 
@@ -58,10 +58,14 @@ class SpeechImageRetrievalConfig(PreTrainedConfig):
     Args:
         speech_config: configuration, or its dictionary with `model_type`, of any supported speech encoder.
         vision_config: the same for the image encoder.
+        qformer_config: the Q-Former of a BLIP-2 image encoder; None takes the image tokens as they are.
+        num_query_tokens: image tokens that the Q-Former leaves; without it not used.
         multimodal_config: shape of the speech transformer and of the multimodal encoder.
         projection_dim: width of the embeddings that are compared by cosine similarity.
         temperature: initial value of the learnable temperature that divides the cosine similarities.
         speech_pooling: how many consecutive backbone frames are averaged into one speech token.
+        speech_layers: which hidden states of the speech backbone enter the weighted sum: 0 is the input of its first
+            layer, k the output of its k-th. None for all.
     """
 
     model_type = "speech_image_retrieval"
@@ -69,20 +73,28 @@ class SpeechImageRetrievalConfig(PreTrainedConfig):
     speech_config: PreTrainedConfig | dict | None = None
     vision_config: PreTrainedConfig | dict | None = None
     multimodal_config: PreTrainedConfig | dict | None = None
+    qformer_config: PreTrainedConfig | dict | None = None
+    num_query_tokens: int = 32
     projection_dim: int = 256
     temperature: float | int = 0.07
     speech_pooling: int = 1
+    speech_layers: list[int] | None = None
 
     sub_configs_defaults = {  # noqa: RUF012 - the base class reads a plain dict
         "speech_config": SubConfigSpec(config_class=AutoConfig, model_type="hubert"),
         "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="blip_2_vision_model"),
         "multimodal_config": SpeechImageMultimodalConfig,
+        "qformer_config": SubConfigSpec(config_class=Blip2QFormerConfig, optional=True),
     }
 
     def validate_numbers(self) -> None:
         """Refuse values that cannot be trained."""
         if self.projection_dim < 1 or self.speech_pooling < 1:
             raise ValueError("projection_dim and speech_pooling must be at least 1")
+        if self.speech_layers is not None and (not self.speech_layers or min(self.speech_layers) < 0):
+            raise ValueError(
+                f"speech_layers must name at least one hidden state, counted from 0: {self.speech_layers}"
+            )
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, not {self.temperature}")
 

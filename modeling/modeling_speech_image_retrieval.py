@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +25,24 @@ from transformers.utils.generic import can_return_tuple
 from .backbones import (
     build_speech_backbone,
     build_vision_backbone,
-    encode_image_tokens,
+    encode_images,
     encode_speech_frames,
     grid_positions,
+    has_image_cls,
     speech_layer_count,
     speech_width,
     vision_width,
 )
 from .configuration_speech_image_retrieval import SpeechImageMultimodalConfig, SpeechImageRetrievalConfig
 from .losses import contrastive_loss, matching_loss, positive_targets, sample_hard_negatives
+from .padding import leave_out_padding, mask_of_lengths
+from .pretrained_backbones import (
+    load_speech_backbone,
+    load_vision_backbone,
+    qformer_options,
+    speech_backbone_config,
+    vision_backbone_config,
+)
 
 
 @dataclass
@@ -207,24 +217,33 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
     whole gallery. Fine: :meth:`match` scores single pairs from the states of the two encoders.
     """
 
-    def __init__(self, config: SpeechImageRetrievalConfig):
+    def __init__(
+        self,
+        config: SpeechImageRetrievalConfig,
+        speech_backbone: PreTrainedModel | None = None,
+        vision_backbone: PreTrainedModel | None = None,
+    ):
         super().__init__(config)
         multimodal = config.multimodal_config
         width = multimodal.hidden_size
-        if hasattr(config.vision_config, "hidden_sizes") and not multimodal.num_image_layers:
+        if not has_image_cls(config.vision_config, config.qformer_config) and not multimodal.num_image_layers:
             raise ValueError(
                 f"The {config.vision_config.model_type} backbone has no [CLS]: set multimodal_config.num_image_layers "
                 "to at least 1, so that an image transformer adds one."
             )
-        self.speech_backbone = build_speech_backbone(config.speech_config)
-        self.vision_backbone = build_vision_backbone(config.vision_config)
-        self.speech_layer_weights = nn.Parameter(torch.zeros(speech_layer_count(config.speech_config)))
+        self.speech_backbone = speech_backbone or build_speech_backbone(config.speech_config)
+        leave_out_padding(self.speech_backbone)
+        self.vision_backbone = vision_backbone or build_vision_backbone(
+            config.vision_config, config.qformer_config, config.num_query_tokens
+        )
+        self.speech_layers = _checked_layers(config)
+        self.speech_layer_weights = nn.Parameter(torch.zeros(len(self.speech_layers)))
         self.speech_input = nn.Linear(speech_width(config.speech_config), width)
         self.speech_cls = nn.Parameter(torch.zeros(1, 1, width))
         self.speech_transformer = SpeechImageEncoder._from_config(
             multimodal, num_layers=multimodal.num_speech_layers, cross_attention=False
         )
-        self.image_input = nn.Linear(vision_width(config.vision_config), width)
+        self.image_input = nn.Linear(vision_width(config.qformer_config or config.vision_config), width)
         if multimodal.num_image_layers:
             self.image_cls = nn.Parameter(torch.zeros(1, 1, width))
             self.image_transformer = SpeechImageEncoder._from_config(
@@ -241,6 +260,72 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
         self.matching_head = nn.Linear(width, 1)
         self.post_init()
 
+    @classmethod
+    def from_backbones(
+        cls,
+        speech: str,
+        vision: str,
+        *,
+        qformer: bool = False,
+        hub_options: dict[str, Any] | None = None,
+        **config: Any,
+    ) -> SpeechImageRetrievalModel:
+        """A model on pretrained encoders, whose weights arrive unchanged in float32; all else is new.
+
+        Args:
+            speech: Hub name or folder of a speech encoder: HuBERT, wav2vec 2.0, WavLM, data2vec-audio, wav2vec2-BERT,
+                Whisper (its encoder), or any other of transformers that hears a waveform.
+            vision: the same of an image encoder: ViT, DINOv2, DINOv3, CLIP, SigLIP, or BLIP-2, of which the vision
+                transformer is taken.
+            qformer: read a BLIP-2 encoder out by its Q-Former: 32 image tokens instead of 257.
+            hub_options: passed to `from_pretrained` of both, for instance `revision` or `token`.
+            config: fields of [`SpeechImageRetrievalConfig`]; `speech_config` and `vision_config` as dictionaries
+                change fields of the backbones' own configurations.
+
+        Raises:
+            ValueError: not an encoder of that kind, or weights that do not fit; the message says which.
+        """
+        composed = cls.config_from_backbones(speech, vision, qformer=qformer, hub_options=hub_options, **config)
+        options = hub_options or {}
+        return cls(
+            composed,
+            load_speech_backbone(speech, composed.speech_config, **options),
+            load_vision_backbone(
+                vision, composed.vision_config, composed.qformer_config, composed.num_query_tokens, **options
+            ),
+        ).eval()
+
+    @classmethod
+    def config_from_backbones(
+        cls,
+        speech: str,
+        vision: str,
+        *,
+        qformer: bool = False,
+        hub_options: dict[str, Any] | None = None,
+        **config: Any,
+    ) -> SpeechImageRetrievalConfig:
+        """The configuration that :meth:`from_backbones` builds a model of; no weights are loaded."""
+        options = hub_options or {}
+        own = {
+            "speech_config": speech_backbone_config(speech, **options),
+            "vision_config": vision_backbone_config(vision, **options),
+            **(qformer_options(vision, **options) if qformer else {}),
+        }
+        for name in ("speech_config", "vision_config"):
+            changes = config.pop(name, None) or {}
+            own[name] = type(own[name])(**{**own[name].to_dict(), **changes, "dtype": None})
+        multimodal = dict(config.pop("multimodal_config", None) or {})
+        if not has_image_cls(own["vision_config"], own.get("qformer_config")):
+            multimodal.setdefault("num_image_layers", 1)
+        return SpeechImageRetrievalConfig(**own, multimodal_config=multimodal, **config)
+
+    def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
+        super()._set_gradient_checkpointing(*args, **kwargs)
+        # Recomputed in the backward pass, norms over time would no longer know what is padding.
+        for layer in getattr(getattr(self.speech_backbone, "feature_extractor", None), "conv_layers", ()):
+            layer.gradient_checkpointing = False
+
     @property
     def temperature(self) -> Tensor:
         """The learned temperature, a float32 scalar."""
@@ -251,12 +336,40 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
         """Keep the temperature in ALBEF's range; training calls this after each step."""
         self.logit_scale.clamp_(-math.log(high), -math.log(low))
 
+    def get_speech_backbone_features(
+        self,
+        input_values: Tensor | None = None,
+        input_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        chunk_clips: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What the speech backbone alone makes of speech: all that can be kept while it does not train.
+
+        Args: as of :meth:`get_speech_features`.
+
+        Returns:
+            (clips, tokens, layers, width), every hidden state of the weighted sum without mean and scale and averaged
+            over `speech_pooling` frames, and a (clips, tokens) bool mask.
+        """
+        inputs = input_values if input_values is not None else input_features
+        if inputs is None:
+            raise ValueError("get_speech_features needs input_values or input_features from the processor")
+        states, mask = encode_speech_frames(self.speech_backbone, inputs, attention_mask)
+        states = [nn.functional.layer_norm(states[layer], states[layer].shape[-1:]) for layer in self.speech_layers]
+        if chunk_clips is not None:
+            states, mask = zip(*(_join_chunks(layer, mask, chunk_clips) for layer in states), strict=True)
+            mask = mask[0]
+        pooled = [_pool_frames(layer, mask, self.config.speech_pooling) for layer in states]
+        return torch.stack([layer for layer, _ in pooled], dim=2), pooled[0][1]
+
     @can_return_tuple
     def get_speech_features(
         self,
         input_values: Tensor | None = None,
         input_features: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        chunk_clips: Tensor | None = None,
+        backbone_features: Tensor | None = None,
         **kwargs,
     ) -> SpeechFeaturesOutput:
         """Encode speech.
@@ -265,28 +378,42 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
             input_values: (batch, samples) 16 kHz waveform, for backbones that take one.
             input_features: (batch, mel bins, frames) or (batch, frames, features), for the others.
             attention_mask: (batch, samples or frames), 1 on speech and 0 on padding; all speech if not given.
+            chunk_clips: (batch,) int64, ascending: which clip a row is a chunk of, where the processor split long
+                ones. The backbone hears chunks; their frames are joined in order, so that all else sees whole clips.
+            backbone_features: instead of the inputs above, what :meth:`get_speech_backbone_features` made of them,
+                with its mask as `attention_mask`.
         """
-        inputs = input_values if input_values is not None else input_features
-        if inputs is None:
-            raise ValueError("get_speech_features needs input_values or input_features from the processor")
-        hidden_states, mask = encode_speech_frames(self.speech_backbone, inputs, attention_mask)
-        tokens, mask = _pool_frames(self._weigh_layers(hidden_states), mask, self.config.speech_pooling)
-        tokens = self.speech_input(tokens)
+        if backbone_features is None:
+            backbone_features, attention_mask = self.get_speech_backbone_features(
+                input_values, input_features, attention_mask, chunk_clips
+            )
+        weights = self.speech_layer_weights.float().softmax(0).to(backbone_features.dtype)
+        tokens = self.speech_input(torch.einsum("btlw,l->btw", backbone_features, weights))
         tokens = torch.cat([self.speech_cls.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
-        mask = nn.functional.pad(mask, (1, 0), value=True)
+        mask = nn.functional.pad(attention_mask.bool(), (1, 0), value=True)
         states, _ = self.speech_transformer(tokens, mask)
         embeds = nn.functional.normalize(self.speech_projection(states[:, 0]).float(), dim=-1)
         return SpeechFeaturesOutput(last_hidden_state=states, pooler_output=embeds, attention_mask=mask)
 
+    def get_image_backbone_features(self, pixel_values: Tensor) -> Tensor:
+        """What the vision backbone alone makes of (batch, 3, height, width) pixels: (batch, tokens, width), or the
+        (batch, width, rows, columns) feature map of a convolutional network."""
+        return encode_images(self.vision_backbone, pixel_values)
+
     @can_return_tuple
-    def get_image_features(self, pixel_values: Tensor, **kwargs) -> BaseModelOutputWithPooling:
-        """Encode (batch, 3, height, width) pixels from the processor.
+    def get_image_features(
+        self, pixel_values: Tensor | None = None, backbone_features: Tensor | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """Encode (batch, 3, height, width) pixels from the processor, or what :meth:`get_image_backbone_features` made
+        of them.
 
         Returns:
             `.pooler_output` (batch, projection_dim) float32 of unit length, `.last_hidden_state` (batch, tokens,
             hidden_size), `[CLS]` first.
         """
-        states = self._image_states(pixel_values)
+        if backbone_features is None:
+            backbone_features = self.get_image_backbone_features(pixel_values)
+        states = self._image_states(backbone_features)
         embeds = nn.functional.normalize(self.image_projection(states[:, 0]).float(), dim=-1)
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=embeds)
 
@@ -366,9 +493,9 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
         )
         return contrastive_loss(logits, logits.T, targets, targets), matching_loss(scores, labels, weight)
 
-    def _image_states(self, pixel_values: Tensor) -> Tensor:
-        tokens, grid = encode_image_tokens(self.vision_backbone, pixel_values)
-        tokens = self.image_input(tokens)
+    def _image_states(self, features: Tensor) -> Tensor:
+        grid = features.shape[-2:] if features.dim() == 4 else None
+        tokens = self.image_input(features if grid is None else features.flatten(2).transpose(1, 2))
         if not self.config.multimodal_config.num_image_layers:
             return self.image_norm(tokens)
         if grid is not None:
@@ -377,10 +504,26 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
         everywhere = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return self.image_transformer(tokens, everywhere)[0]
 
-    def _weigh_layers(self, hidden_states: tuple[Tensor, ...]) -> Tensor:
-        weights = self.speech_layer_weights.float().softmax(0)
-        normed = (nn.functional.layer_norm(states, states.shape[-1:]) for states in hidden_states)
-        return sum(weight * states for weight, states in zip(weights, normed, strict=True))
+
+def _checked_layers(config: SpeechImageRetrievalConfig) -> list[int]:
+    """Which hidden states of the speech backbone are weighed."""
+    count = speech_layer_count(config.speech_config)
+    layers = list(range(count)) if config.speech_layers is None else list(config.speech_layers)
+    if max(layers) >= count:
+        raise ValueError(
+            f"speech_layers names {max(layers)}, but the speech backbone has hidden states 0 to {count - 1}"
+        )
+    return layers
+
+
+def _join_chunks(frames: Tensor, mask: Tensor, chunk_clips: Tensor) -> tuple[Tensor, Tensor]:
+    """Frames of consecutive chunks, padding between them left out: (chunks, frames, width) to (clips, frames, width)
+    and its mask."""
+    clips = int(chunk_clips[-1]) + 1
+    lengths = mask.new_zeros(clips, dtype=torch.long).index_add(0, chunk_clips, mask.sum(1))
+    joined_mask = mask_of_lengths(lengths, int(lengths.max()))
+    joined = frames.new_zeros(*joined_mask.shape, frames.shape[-1])
+    return joined.masked_scatter(joined_mask.unsqueeze(-1), frames[mask]), joined_mask
 
 
 def _pool_frames(frames: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from speech_image_retrieval import SpeechImageRetrievalConfig, SpeechImageRetrievalModel
+from speech_image_retrieval.modeling.backbones import encode_speech_frames
 from torch import Tensor, nn
 from transformers import AutoModel, Trainer, TrainingArguments
 
@@ -137,9 +138,7 @@ def test_whisper_on_a_full_window_is_whisper():
     assert features.shape[-1] == 2 * whisper().max_source_positions
     with torch.no_grad():
         expected = model.speech_backbone(features, output_hidden_states=True).hidden_states
-        seen = []
-        model._weigh_layers = lambda states: seen.extend(states) or states[-1]
-        model.get_speech_features(features)
+        seen = encode_speech_frames(model.speech_backbone, features, None).hidden_states
     assert len(seen) == len(expected)
     for ours, theirs in zip(seen, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)

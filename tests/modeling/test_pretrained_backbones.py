@@ -1,0 +1,200 @@
+"""Pretrained encoders arrive bit by bit, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from speech_image_retrieval import SpeechImageRetrievalModel
+from torch import nn
+from transformers import AutoModel, BertConfig, BertModel, CLIPTextConfig, CLIPTextModel
+
+from .checkpoints import SPEECH, VISION, write
+from .tiny import IMAGE_SIZE, WIDTH
+
+_NORM = "encoder.layers.{}.final_layer_norm.weight"
+_SMALL = {
+    "projection_dim": 8,
+    "multimodal_config": {
+        "hidden_size": WIDTH,
+        "num_attention_heads": 2,
+        "intermediate_size": 2 * WIDTH,
+        "num_speech_layers": 1,
+        "num_hidden_layers": 1,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory) -> dict[str, tuple[Path, nn.Module]]:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {name: (folder / name, write(build(), folder / name)) for name, build in (SPEECH | VISION).items()}
+
+
+def build(checkpoints, speech: str = "hubert-large", vision: str = "vit", **options) -> SpeechImageRetrievalModel:
+    return SpeechImageRetrievalModel.from_backbones(
+        str(checkpoints[speech][0]), str(checkpoints[vision][0]), **{**_SMALL, **options}
+    )
+
+
+def same_tensors(part: nn.Module, source: nn.Module) -> None:
+    ours, theirs = part.state_dict(), source.state_dict()
+    assert ours
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def speech_encoder(model: nn.Module) -> nn.Module:
+    for name in ("hubert", "wav2vec2"):
+        model = getattr(model, name, model)
+    return model.model.encoder if hasattr(model, "proj_out") else model
+
+
+@pytest.mark.parametrize("name", SPEECH)
+def test_speech_weights_are_the_checkpoints(checkpoints, name):
+    same_tensors(build(checkpoints, speech=name).speech_backbone, speech_encoder(checkpoints[name][1]))
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_vision_weights_are_the_checkpoints(checkpoints, name):
+    source = checkpoints[name][1]
+    same_tensors(build(checkpoints, vision=name).vision_backbone, getattr(source, "vision_model", source))
+
+
+@pytest.mark.parametrize("name", ["blip2", "blip2-itm"])
+def test_the_qformer_reads_what_blip2_reads(checkpoints, name):
+    model, source = build(checkpoints, vision=name, qformer=True), checkpoints[name][1]
+    same_tensors(model.vision_backbone.vision_model, source.vision_model)
+    assert torch.equal(model.vision_backbone.query_tokens, source.query_tokens)
+    same_tensors(model.vision_backbone.qformer, source.qformer)
+    pixels = torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE)
+    with torch.no_grad():
+        seen = source.vision_model(pixels).last_hidden_state
+        expected = source.qformer(
+            query_embeds=source.query_tokens.expand(2, -1, -1), encoder_hidden_states=seen
+        ).last_hidden_state
+        tokens = model.get_image_backbone_features(pixels)
+        states = model.get_image_features(pixels).last_hidden_state
+    assert tokens.shape == (2, 3, WIDTH)
+    torch.testing.assert_close(tokens, expected)
+    assert states.shape == (2, 4, WIDTH)  # its own [CLS] before the three queries
+
+
+@pytest.mark.parametrize("speech", SPEECH)
+def test_a_composed_model_survives_a_save(checkpoints, speech, tmp_path):
+    model = build(checkpoints, speech=speech, vision="blip2", qformer=True)
+    model.save_pretrained(tmp_path)
+    loaded, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    same_tensors(loaded, model)
+
+
+def test_half_precision_weights_are_widened_without_loss(tmp_path, checkpoints):
+    source = write(SPEECH["hubert-large"](), tmp_path).half()
+    source.save_pretrained(tmp_path)
+    model = SpeechImageRetrievalModel.from_backbones(str(tmp_path), str(checkpoints["vit"][0]), **_SMALL)
+    assert model.speech_backbone.dtype == torch.float32
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(model.speech_backbone.state_dict()[name], tensor.float()), name
+
+
+def test_changes_reach_the_backbones_configuration(checkpoints):
+    model = build(checkpoints, speech_config={"mask_time_prob": 0.0, "layerdrop": 0.5}, speech_layers=[1])
+    assert model.speech_backbone.config.layerdrop == 0.5 and model.speech_layer_weights.shape == (1,)
+
+
+def test_short_speech_costs_whisper_no_thirty_seconds(checkpoints):
+    model = build(checkpoints, speech="whisper")
+    seen = []
+    model.speech_backbone.layers[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].shape[1]))
+    with torch.no_grad():
+        model.get_speech_features(input_features=torch.randn(1, 8, 12))
+    assert seen == [6]
+
+
+def test_other_picture_sizes_interpolate_positions(checkpoints):
+    pixels = torch.randn(1, 3, IMAGE_SIZE + 8, IMAGE_SIZE + 8)
+    for name in VISION:
+        model = build(checkpoints, vision=name)
+        with torch.no_grad():
+            assert torch.isfinite(model.get_image_features(pixels).pooler_output).all(), name
+
+
+def _edit_weights(folder: Path, edit) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("edit", "problem"),
+    [
+        (
+            lambda t: t.pop("encoder.layers.1.final_layer_norm.weight"),
+            "lacks encoder.layers.1.final_layer_norm.weight",
+        ),
+        (
+            lambda t: t.update({"encoder.layers.2.final_layer_norm.weight": torch.ones(WIDTH)}),
+            "no place for encoder.layers.2.final_layer_norm.weight",
+        ),
+        (
+            lambda t: t.update({"encoder.layers.1.final_layer_norm.weight": torch.ones(3)}),
+            "other shapes of encoder.layers.1.final_layer_norm.weight",
+        ),
+    ],
+    ids=["missing", "left over", "other shape"],
+)
+def test_weights_that_do_not_fit_are_named(tmp_path, checkpoints, edit, problem):
+    write(SPEECH["hubert-large"](), tmp_path)
+    _edit_weights(tmp_path, edit)
+    with pytest.raises(ValueError, match=re.escape(problem)) as error:
+        SpeechImageRetrievalModel.from_backbones(str(tmp_path), str(checkpoints["vit"][0]), **_SMALL)
+    assert "\n" not in str(error.value)
+
+
+def test_pickled_weights_are_not_read(tmp_path, checkpoints):
+    model = write(SPEECH["hubert-large"](), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="safetensors"):
+        SpeechImageRetrievalModel.from_backbones(str(tmp_path), str(checkpoints["vit"][0]), **_SMALL)
+
+
+def test_what_is_no_encoder_of_the_kind_is_refused(tmp_path, checkpoints):
+    text = {"hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": WIDTH}
+    BertModel(BertConfig(**text, vocab_size=8)).save_pretrained(tmp_path / "bert")
+    CLIPTextModel(CLIPTextConfig(**text, vocab_size=8)).save_pretrained(tmp_path / "text")
+    hubert, vit = (str(checkpoints[name][0]) for name in ("hubert-large", "vit"))
+    for speech, vision, problem in (
+        (str(tmp_path / "bert"), vit, "bert model, not a speech encoder"),
+        (vit, vit, "vit model, not a speech encoder"),
+        (hubert, hubert, "hubert model, not an image encoder"),
+        (hubert, str(tmp_path / "bert"), "bert model, not an image encoder"),
+        (hubert, str(tmp_path / "text"), "not an image encoder"),
+        (str(tmp_path / "nothing"), vit, "cannot be loaded"),
+    ):
+        with pytest.raises(ValueError, match=problem) as error:
+            SpeechImageRetrievalModel.from_backbones(speech, vision, **_SMALL)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="without a Q-Former"):
+        build(checkpoints, qformer=True)
+
+
+def test_a_blip2_folder_without_its_vision_weights_is_refused(tmp_path, checkpoints):
+    write(VISION["blip2"](), tmp_path)
+    _edit_weights(tmp_path, lambda t: [t.pop(name) for name in list(t) if name.startswith("vision_model.")])
+    with pytest.raises(ValueError, match=r"lacks embeddings\.class_embedding"):
+        SpeechImageRetrievalModel.from_backbones(str(checkpoints["hubert-large"][0]), str(tmp_path), **_SMALL)
+
+
+def test_configuration_and_weights_of_other_widths_are_refused(tmp_path, checkpoints):
+    write(SPEECH["hubert-large"](), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_size": 2 * WIDTH}))
+    with pytest.raises(ValueError, match="other shapes of"):
+        SpeechImageRetrievalModel.from_backbones(str(tmp_path), str(checkpoints["vit"][0]), **_SMALL)
