@@ -11,23 +11,39 @@ from torch import Tensor
 
 from ..corpora.schema import CorpusError
 from ..evaluation.embedding import encoded_size
-from ..processing.media import MediaError
+from ..processing.media import MediaError, load_speech
 from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
 from .objective import Batch
 
 
 class SpokenCaptions(torch.utils.data.Dataset):
-    """Processed examples of one split, by row number.
+    """Processed examples of one split, by row number: `speech` with what the processor gives for one clip (a row for
+    each of its chunks), `pixel_values` (3, height, width), `image_id` and `row`.
 
     Args:
-        cache: keep every processed example in memory as float16, so that media are decoded once.
+        cache: keep every processed example in memory as float16, so that media are decoded once. Cropped clips are
+            not kept: the next epoch needs another crop.
+        crop_seed: for training: speech longer than the processor's `max_seconds` is cropped to that, at a place that
+            depends on this seed, :attr:`epoch` and the row. None gives whole clips, which the processor splits.
+
+    Attributes:
+        epoch: number of the epoch; set it before the epoch's DataLoader starts its workers.
     """
 
-    def __init__(self, split: Dataset, processor: SpeechImageRetrievalProcessor, cache: bool = False):
+    def __init__(
+        self,
+        split: Dataset,
+        processor: SpeechImageRetrievalProcessor,
+        cache: bool = False,
+        crop_seed: int | None = None,
+    ):
         self._split = split
         self._processor = processor
-        self._speech: dict[int, dict[str, Tensor]] | None = {} if cache else None
-        self._pixels: dict[int, Tensor] | None = {} if cache else None
+        self._cache = cache
+        self._speech: dict[int, dict[str, Tensor]] = {}
+        self._pixels: dict[int, Tensor] = {}
+        self._crop_seed = crop_seed
+        self.epoch = 0
         names = np.asarray(split.with_format(None)["image_id"][:])
         _, numbers = np.unique(names, return_inverse=True)
         self.image_ids = torch.from_numpy(numbers).long()
@@ -37,13 +53,14 @@ class SpokenCaptions(torch.utils.data.Dataset):
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         image_id = int(self.image_ids[row])
-        speech = self._speech.get(row) if self._speech is not None else None
-        pixels = self._pixels.get(image_id) if self._pixels is not None else None
+        speech, pixels = self._speech.get(row), self._pixels.get(image_id)
         if speech is None or pixels is None:
-            speech, pixels = self._process(row)
-            if self._speech is not None:
-                self._speech[row] = speech = {name: _half(part) for name, part in speech.items()}
-                self._pixels[image_id] = pixels = _half(pixels)
+            example = self._split[row]
+            try:
+                speech = self._load_speech(row, example["audio"]) if speech is None else speech
+                pixels = self._load_pixels(image_id, example["image"]) if pixels is None else pixels
+            except MediaError as error:
+                raise CorpusError(f"Caption {example['caption_id']!r}: {error}") from error
         return {"speech": speech, "pixel_values": pixels, "image_id": image_id, "row": row}
 
     def speech_bytes(self) -> Tensor:
@@ -54,18 +71,35 @@ class SpokenCaptions(torch.utils.data.Dataset):
             sizes += map(encoded_size, column[start : start + 1000]["audio"].to_pylist())
         return torch.tensor(sizes)
 
-    def _process(self, row: int) -> tuple[dict[str, Tensor], Tensor]:
-        example = self._split[row]
-        try:
-            features = self._processor(audio=[example["audio"]], images=[example["image"]], return_tensors="pt")
-        except MediaError as error:
-            raise CorpusError(f"Caption {example['caption_id']!r}: {error}") from error
-        pixels = features.pop("pixel_values")[0]
-        return {name: part[0] for name, part in features.items()}, pixels
+    def _load_speech(self, row: int, audio: Any) -> dict[str, Tensor]:
+        cropped = False
+        if self._crop_seed is not None:
+            audio, cropped = self._crop(row, audio)
+        speech = dict(self._processor(audio=[audio], return_tensors="pt"))
+        if self._cache and not cropped:
+            self._speech[row] = speech = {name: _half(part) for name, part in speech.items()}
+        return speech
+
+    def _crop(self, row: int, audio: Any) -> tuple[dict[str, Any], bool]:
+        """The clip, of a longer one a random part of `max_seconds`, and whether it is a part."""
+        rate = self._processor.sampling_rate
+        clip = load_speech(audio, None, rate)
+        spare = len(clip) - round(self._processor.max_seconds * rate)
+        if spare > 0:
+            start = np.random.default_rng((self._crop_seed, self.epoch, row)).integers(spare + 1)
+            clip = clip[start : start + len(clip) - spare]
+        return {"array": clip, "sampling_rate": rate}, spare > 0
+
+    def _load_pixels(self, image_id: int, image: Any) -> Tensor:
+        pixels = self._processor(images=[image], return_tensors="pt")["pixel_values"][0]
+        if self._cache:
+            self._pixels[image_id] = pixels = _half(pixels)
+        return pixels
 
 
 class Collator:
-    """Stack examples; speech is padded at its end to the longest, with 0 in the attention mask.
+    """Stack examples; speech is padded at its end to the longest, with 0 in the attention mask. Where a clip has
+    several chunks, all chunks of all clips are stacked, and `chunk_clips` says whose they are.
 
     Args:
         time_axis: which axis of an unbatched speech feature is time.
@@ -75,20 +109,29 @@ class Collator:
         self.time_axis = time_axis
 
     def __call__(self, examples: list[dict[str, Any]]) -> Batch:
-        speech = {}
-        for name in examples[0]["speech"]:
-            axis = 0 if name == "attention_mask" else self.time_axis
-            parts = [example["speech"][name].movedim(axis, 0) for example in examples]
-            padded = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True).movedim(1, axis + 1)
-            speech[name] = padded.float() if padded.is_floating_point() else padded
         pixel_values = torch.stack([example["pixel_values"] for example in examples]).float()
         return Batch(
-            speech=speech,
+            speech=self._speech([example["speech"] for example in examples]),
             # Convolutions are faster with the channels innermost.
             pixel_values=pixel_values.contiguous(memory_format=torch.channels_last),
             image_ids=torch.tensor([example["image_id"] for example in examples]),
             rows=torch.tensor([example["row"] for example in examples]),
         )
+
+    def _speech(self, clips: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        speech = {}
+        for name in clips[0]:
+            if name == "chunk_clips":  # of one clip, all 0
+                continue
+            axis = 0 if name == "attention_mask" else self.time_axis
+            # A batch may mix cached float16 with float32 that was cropped a moment ago.
+            chunks = [_single(chunk).movedim(axis, 0) for clip in clips for chunk in clip[name]]
+            speech[name] = torch.nn.utils.rnn.pad_sequence(chunks, batch_first=True).movedim(1, axis + 1)
+        # A clip that was not split has no chunk_clips, and neither has a batch of such clips.
+        chunk_counts = torch.tensor([len(clip["attention_mask"]) for clip in clips])
+        if chunk_counts.max() > 1:
+            speech["chunk_clips"] = torch.arange(len(clips)).repeat_interleave(chunk_counts)
+        return speech
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -103,6 +146,10 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 def _half(part: Tensor) -> Tensor:
     return part.half() if part.is_floating_point() else part
+
+
+def _single(part: Tensor) -> Tensor:
+    return part.float() if part.is_floating_point() else part
 
 
 __all__ = ["Collator", "SpokenCaptions", "to_device"]

@@ -42,6 +42,11 @@ def whisper_processor() -> SpeechImageRetrievalProcessor:
 
 
 @pytest.fixture
+def seamless_processor() -> SpeechImageRetrievalProcessor:
+    return SpeechImageRetrievalProcessor(FEATURE_EXTRACTORS["seamless"](), images())
+
+
+@pytest.fixture
 def tone() -> np.ndarray:
     """A second of 440 Hz at 16 kHz, on the grid of 16-bit PCM so that every container holds it exactly."""
     return np.round(0.5 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000) * 32768).astype(np.float32) / 32768

@@ -9,7 +9,14 @@ import torch
 from PIL import Image
 from speech_image_retrieval import SpeechImageRetrievalProcessor
 from speech_image_retrieval.processing.media import MediaError
-from transformers import AutoProcessor, BlipImageProcessor, Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
+from transformers import (
+    AutoProcessor,
+    BlipImageProcessor,
+    HubertConfig,
+    HubertModel,
+    Wav2Vec2FeatureExtractor,
+    WhisperFeatureExtractor,
+)
 
 RATE = 16_000
 
@@ -41,7 +48,7 @@ def test_one_item_is_a_batch_of_one(processor, wav):
 
 def test_a_clip_alone_gives_what_it_gives_in_a_batch(processor):
     name = speech_name(processor)
-    speech = clips(8_123, 24_000, 1_600, 15_999)
+    speech = clips(8_123, 24_000, 1_600, 15_999, 400 + 50 * 160)
     together = processor(audio=speech, sampling_rate=RATE)
     for row, clip in enumerate(speech):
         alone = processor(audio=clip, sampling_rate=RATE)
@@ -62,7 +69,7 @@ def test_the_mask_marks_speech_and_nothing_else(waveform_processor):
         assert values.mean().abs() < 1e-4 and abs(values.std() - 1) < 1e-2
 
 
-@pytest.mark.parametrize(("samples", "frames"), [(1_600, 10), (1_601, 11), (16_000, 100)])
+@pytest.mark.parametrize(("samples", "frames"), [(4_000, 25), (4_001, 26), (16_000, 100)])
 def test_the_mask_of_a_spectrogram_counts_every_started_frame(whisper_processor, samples, frames):
     batch = whisper_processor(audio=clips(samples, 32_000), sampling_rate=RATE)
     assert batch["attention_mask"].sum(1).tolist() == [frames, 200]
@@ -82,10 +89,10 @@ def test_whispers_features_are_whispers_away_from_the_end(whisper_processor):
     torch.testing.assert_close(ours[..., :100], theirs[..., :100], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("samples", [1, 399, 1_599])
+@pytest.mark.parametrize("samples", [1, 399, 3_999])
 def test_speech_below_the_minimum_is_padded(waveform_processor, samples):
     batch = waveform_processor(audio=clips(samples), sampling_rate=RATE)
-    assert batch["input_values"].shape == (1, 1_600) and batch["attention_mask"].all()
+    assert batch["input_values"].shape == (1, 4_000) and batch["attention_mask"].all()
 
 
 def test_a_short_clip_survives_every_feature_extractor(processor):
@@ -124,12 +131,104 @@ def test_a_waveform_cannot_be_normalised_per_feature():
         SpeechImageRetrievalProcessor(Wav2Vec2FeatureExtractor(), BlipImageProcessor(), per_feature_normalization=True)
 
 
-def test_too_long_speech_is_refused_unless_it_may_be_cut(waveform_processor):
+def whole_and_chunked(processor, samples: int, max_seconds: float):
+    """One clip's valid features unsplit, and the batch of its chunks; time first."""
+    clip = clips(samples)[0]
+    name = speech_name(processor)
+    processor.max_seconds = 2 * samples / RATE
+    whole = processor(audio=clip, sampling_rate=RATE)
+    processor.max_seconds = max_seconds
+    batch = processor(audio=clip, sampling_rate=RATE)
+    rows = zip(time_first(batch[name], processor), batch["attention_mask"], strict=True)
+    chunks = [chunk[mask.bool()] for chunk, mask in rows]
+    return time_first(whole[name], processor)[0], chunks, batch
+
+
+def time_first(features: torch.Tensor, processor) -> torch.Tensor:
+    return features.mT if processor.time_axis == 1 else features
+
+
+@pytest.mark.parametrize(("samples", "chunks"), [(8_000, 1), (8_001, 2), (16_000, 2), (16_001, 3), (63_999, 8)])
+def test_long_speech_is_split_into_the_fewest_nearly_equal_chunks(processor, samples, chunks):
+    whole, parts, batch = whole_and_chunked(processor, samples, 0.5)
+    assert len(parts) == len(batch["attention_mask"]) == chunks
+    torch.testing.assert_close(torch.cat(parts), whole)
+    lengths = [len(part) for part in parts]
+    assert max(lengths) - min(lengths) <= 1
+    longest = processor(audio=clips(8_000), sampling_rate=RATE)["attention_mask"].sum()
+    assert max(lengths) <= longest + 1  # an odd SeamlessM4T frame falls away at the end of a clip, not of a chunk
+    assert ("chunk_clips" in batch) == (chunks > 1)
+
+
+def test_thirty_seconds_and_one_sample_fit_whispers_positions(whisper_processor):
+    batch = whisper_processor(audio=clips(30 * RATE + 1), sampling_rate=RATE)
+    assert batch["attention_mask"].sum(1).tolist() == [1_501, 1_500]
+
+
+def test_chunks_of_a_batch_know_their_clips(processor):
+    processor.max_seconds = 0.5
+    speech = clips(4_000, 20_000, 8_000, 8_001)
+    batch = processor(audio=speech, sampling_rate=RATE)
+    assert batch["chunk_clips"].dtype == torch.int64
+    assert batch["chunk_clips"].tolist() == [0, 1, 1, 1, 2, 3, 3]
+    assert len(batch["attention_mask"]) == len(batch[speech_name(processor)]) == 7
+    features = time_first(batch[speech_name(processor)], processor)
+    assert not features[~batch["attention_mask"].bool()].any()
+    for index, clip in enumerate(speech):
+        rows = (batch["chunk_clips"] == index).nonzero().flatten().tolist()
+        alone = processor(audio=clip, sampling_rate=RATE)
+        assert torch.equal(alone["attention_mask"].sum(1), batch["attention_mask"][rows].sum(1))
+        alone_features = time_first(alone[speech_name(processor)], processor)
+        for place, row in enumerate(rows):
+            frames = int(batch["attention_mask"][row].sum())
+            assert torch.equal(features[row, :frames], alone_features[place, :frames])
+    assert "chunk_clips" not in processor(audio=speech[::2], sampling_rate=RATE)
+
+
+def test_a_split_clip_is_normalised_as_a_whole(waveform_processor):
     waveform_processor.max_seconds = 0.5
-    with pytest.raises(MediaError, match=r"audio\[1\] lasts 1\.0 s; the limit is 0\.5 s.*truncation=True"):
-        waveform_processor(audio=clips(8_000, 16_000), sampling_rate=RATE)
-    cut = waveform_processor(audio=clips(8_000, 16_000), sampling_rate=RATE, truncation=True)
-    assert cut["attention_mask"].sum(1).tolist() == [8_000, 8_000]
+    speech = np.concatenate([0.01 * clips(8_000)[0], clips(8_000)[0]])
+    values = waveform_processor(audio=speech, sampling_rate=RATE)["input_values"]
+    assert values[1].std() > 50 * values[0].std()
+    assert values.mean().abs() < 1e-4 and abs(values.std() - 1) < 1e-2
+
+
+def test_more_than_twenty_chunks_are_refused(waveform_processor):
+    waveform_processor.max_seconds = 0.5
+    assert len(waveform_processor(audio=clips(160_000), sampling_rate=RATE)["chunk_clips"]) == 20
+    with pytest.raises(MediaError, match=r"audio\[1\] lasts 10\.5 s; the limit is 10 s .*shorter"):
+        waveform_processor(audio=clips(8_000, 168_000), sampling_rate=RATE)
+
+
+def test_chunks_may_not_be_shorter_than_the_minimum():
+    with pytest.raises(ValueError, match=r"max_seconds=0\.4 must be at least twice min_seconds=0\.25"):
+        SpeechImageRetrievalProcessor(Wav2Vec2FeatureExtractor(), BlipImageProcessor(), max_seconds=0.4)
+
+
+def test_speech_of_the_minimum_can_be_masked_in_training(waveform_processor):
+    config = HubertConfig(
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        conv_dim=(8,) * 7,
+        num_conv_pos_embeddings=4,
+        num_conv_pos_embedding_groups=2,
+        feat_extract_norm="layer",
+    )
+    model = HubertModel(config).train()
+    assert model(**waveform_processor(audio=clips(10), sampling_rate=RATE)).last_hidden_state.shape[1] >= 10
+
+
+def test_an_odd_frame_is_no_speech_to_seamless(seamless_processor):
+    # 24 frames of 25 ms every 10 ms, and 25: the extractor's own batch keeps half of the last pair, masked.
+    lengths = (400 + 23 * 160, 400 + 24 * 160)
+    batch = seamless_processor(audio=clips(*lengths), sampling_rate=RATE)
+    assert batch["attention_mask"].sum(1).tolist() == [12, 12]
+    assert batch["input_features"].shape == (2, 12, 32)
+    theirs = seamless_processor.feature_extractor(clips(*lengths), sampling_rate=RATE, return_tensors="pt")
+    assert theirs["attention_mask"].tolist()[1][-1] == 0 and theirs["input_features"][1, -1].any()
+    torch.testing.assert_close(batch["input_features"], theirs["input_features"][:, :12])
 
 
 @pytest.mark.parametrize(

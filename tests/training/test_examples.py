@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from speech_image_retrieval.corpora.schema import CorpusError, load_corpus
+from speech_image_retrieval.processing import processing_speech_image_retrieval as processing
 from speech_image_retrieval.training.examples import Collator, SpokenCaptions
 from speech_image_retrieval.training.setup import build_processor
 
@@ -17,6 +19,8 @@ def split(tones):
 @pytest.fixture(params=["waveform", "spectrogram"])
 def processor(request, make_arguments, tmp_path):
     arguments = make_arguments(tmp_path)
+    # The corpus has clips of 0.12 to 0.2 s; here they keep their lengths.
+    arguments.processor = {**arguments.processor, "min_seconds": 0.05}
     if request.param == "spectrogram":
         arguments.processor = {**arguments.processor, "feature_extractor": SPECTROGRAM}
     return build_processor(arguments)
@@ -52,10 +56,18 @@ def test_a_batch_is_what_the_processor_makes_of_its_rows(split, processor):
 def test_cached_examples_are_the_same_the_second_time_and_decoded_once(split, processor, monkeypatch):
     examples = SpokenCaptions(split, processor, cache=True)
     calls = []
-    original = SpokenCaptions._process
-    monkeypatch.setattr(SpokenCaptions, "_process", lambda self, row: calls.append(row) or original(self, row))
+    for name in ("load_speech", "load_image"):
+        original = getattr(processing, name)
+
+        def counted(*args, name=name, original=original):
+            calls.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(processing, name, counted)
     first, second = examples[2], examples[2]
-    assert calls == [2]
+    assert calls == ["load_speech", "load_image"]
+    examples[3]  # another caption of the same picture
+    assert calls == ["load_speech", "load_image", "load_speech"]
     assert all(torch.equal(part, second["speech"][name]) for name, part in first["speech"].items())
     fresh = SpokenCaptions(split, processor)[2]
     for name, part in fresh["speech"].items():
@@ -87,8 +99,100 @@ def test_speech_bytes_order_rows_by_duration_wherever_the_speech_is(split, proce
     assert SpokenCaptions(files, processor).speech_bytes().tolist() == sizes.tolist()
 
 
-def test_unusable_speech_names_its_caption(split, make_arguments, tmp_path):
+def test_unusable_speech_names_its_caption(split, processor):
+    broken = split.map(
+        lambda row, number: {"audio": {"bytes": b"noise", "path": None} if number == 1 else row["audio"]},
+        with_indices=True,
+        features=split.features,
+    )
+    for crop_seed in (None, 0):
+        examples = SpokenCaptions(broken, processor, crop_seed=crop_seed)
+        assert examples[0]["row"] == 0
+        with pytest.raises(CorpusError, match=r"Caption 'train-0-1': .*5 bytes.*cannot be decoded"):
+            examples[1]
+
+
+@pytest.fixture
+def chunking(processor):
+    """The processor, splitting clips of more than 0.15 s: some of the corpus' clips, but not all."""
+    processor.max_seconds = 0.15
+    return processor
+
+
+def test_a_batch_with_split_clips_is_what_the_processor_makes_of_its_rows(split, chunking):
+    rows = [0, 5, 3, 1, 2]
+    examples = SpokenCaptions(split, chunking)
+    batch = Collator(chunking.time_axis)([examples[row] for row in rows])
+    audio = [split[row]["audio"] for row in rows]
+    expected = chunking(audio=audio)
+    assert len(expected["chunk_clips"]) > len(rows) > 1
+    assert set(batch.speech) == set(expected)
+    for name, part in expected.items():
+        torch.testing.assert_close(batch.speech[name], part)
+    assert len(batch.pixel_values) == len(batch.image_ids) == len(rows)
+    whole = [row for row in rows if "chunk_clips" not in examples[row]["speech"]]
+    assert whole and "chunk_clips" not in Collator(chunking.time_axis)([examples[row] for row in whole]).speech
+
+
+def test_cached_chunks_are_those_of_the_first_time(split, chunking):
+    cached, plain = SpokenCaptions(split, chunking, cache=True), SpokenCaptions(split, chunking)
+    collate = Collator(chunking.time_axis)
+    sizes = plain.speech_bytes()
+    rows = [int(sizes.argmax()), int(sizes.argmin())]
+    cached[rows[0]]
+    first, second = (collate([examples[row] for row in rows]).speech for examples in (cached, plain))
+    assert "chunk_clips" in first and first.keys() == second.keys()
+    for name, part in first.items():
+        assert part.dtype == second[name].dtype
+        torch.testing.assert_close(part, second[name], atol=2e-3, rtol=2e-3)
+
+
+def test_training_hears_another_crop_of_long_speech_every_epoch(split, chunking):
+    longest = int(SpokenCaptions(split, chunking).speech_bytes().argmax())
+    name = chunking.feature_extractor.model_input_names[0]
+
+    def crops(seed: int, row: int = longest) -> list[torch.Tensor]:
+        examples = SpokenCaptions(split, chunking, cache=True, crop_seed=seed)
+        heard = []
+        for examples.epoch in range(4):
+            speech = examples[row]["speech"]
+            assert "chunk_clips" not in speech and len(speech[name]) == 1
+            heard.append(speech[name])
+        return heard
+
+    first, again, other = crops(0), crops(0), crops(1)
+    full = chunking(audio=[{"array": np.ones(2_400), "sampling_rate": 16_000}])[name]
+    assert all(crop.shape == full.shape and crop.dtype == torch.float32 for crop in first)
+    assert all(torch.equal(one, two) for one, two in zip(first, again, strict=True))
+    assert not any(torch.equal(first[0], crop) for crop in first[1:])
+    assert not any(torch.equal(one, two) for one, two in zip(first, other, strict=True))
+
+
+def test_a_crop_is_a_part_of_its_clip(split, make_arguments, tmp_path):
     arguments = make_arguments(tmp_path)
-    arguments.processor = {**arguments.processor, "max_seconds": 0.1}
-    with pytest.raises(CorpusError, match=r"Caption 'train-0-1': .*the limit is 0.1 s"):
-        SpokenCaptions(split, build_processor(arguments))[1]
+    extractor = {**arguments.processor["feature_extractor"], "do_normalize": False}
+    arguments.processor = {**arguments.processor, "feature_extractor": extractor, "min_seconds": 0.05}
+    processor = build_processor(arguments)
+    row = int(SpokenCaptions(split, processor).speech_bytes().argmax())
+    whole = SpokenCaptions(split, processor)[row]["speech"]["input_values"][0]
+    processor.max_seconds = 0.15
+    crop = SpokenCaptions(split, processor, crop_seed=3)[row]["speech"]["input_values"][0]
+    assert any(torch.equal(window, crop) for window in whole.unfold(0, len(crop), 1))
+
+
+def test_speech_that_fits_is_not_cropped(split, processor):
+    plain, cropping = SpokenCaptions(split, processor), SpokenCaptions(split, processor, cache=True, crop_seed=0)
+    for row in (0, 1):
+        for name, part in plain[row]["speech"].items():
+            torch.testing.assert_close(cropping[row]["speech"][name].to(part.dtype), part, atol=2e-3, rtol=2e-3)
+    assert cropping[0]["speech"] is cropping[0]["speech"]  # and is kept in the cache
+
+
+def test_a_batch_may_mix_cached_and_cropped_speech(split, chunking):
+    examples = SpokenCaptions(split, chunking, cache=True, crop_seed=0)
+    sizes = examples.speech_bytes()
+    rows = [int(sizes.argmin()), int(sizes.argmax())]
+    for order in (rows, rows[::-1]):
+        speech = Collator(chunking.time_axis)([examples[row] for row in order]).speech
+        assert "chunk_clips" not in speech
+        assert {part.dtype for part in speech.values()} == {torch.float32, torch.int64}
