@@ -18,7 +18,11 @@ if TYPE_CHECKING:
     from .processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
     from .retrieval.search import SearchResult
 
-CORPUS_OPTIONS = {"spoken_shapes": (), "tuxpaint": ("--source", "--language", "--skip-missing")}
+CORPUS_OPTIONS = {
+    "spoken_shapes": (),
+    "spoken_emoji": ("--source",),
+    "tuxpaint": ("--source", "--language", "--skip-missing"),
+}
 """The corpora that can be built, and which options only some of them take."""
 
 UNUSABLE_LISTED = 10
@@ -57,7 +61,13 @@ BatchSizeOption = Annotated[int, typer.Option(min=1, help="Clips or pictures enc
 def build_corpus(
     name: Annotated[str, typer.Argument(metavar="NAME", help=f"One of: {', '.join(CORPUS_OPTIONS)}.")],
     out: Annotated[Path, typer.Option(help="Folder of the corpus; an older corpus there is replaced.")],
-    source: Annotated[Path | None, typer.Option(help="tuxpaint: folder of stamps, if not the installed one.")] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            help="tuxpaint: folder of stamps, if not the installed one; "
+            "spoken_emoji: folder with the emoji packages in node_modules, if not the current one."
+        ),
+    ] = None,
     language: Annotated[
         list[str] | None, typer.Option(help="tuxpaint: keep this BCP-47 language; may be repeated.")
     ] = None,
@@ -80,6 +90,10 @@ def build_corpus(
         from .corpora.spoken_shapes import build_spoken_shapes
 
         corpus = build_spoken_shapes(out, seed=seed, num_proc=num_proc)
+    elif name == "spoken_emoji":
+        from .corpora.spoken_emoji import build_spoken_emoji
+
+        corpus = build_spoken_emoji(source, out, seed=seed, num_proc=num_proc)
     else:
         from .corpora.tuxpaint import build_tuxpaint
 
@@ -94,6 +108,10 @@ def build_corpus(
 def check_corpus(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the corpus.")],
     json_out: Annotated[Path | None, typer.Option("--json", help="Also write the counts to this file.")] = None,
+    allow_shared_pictures: Annotated[
+        bool,
+        typer.Option("--allow-shared-pictures", help="Report pictures that two splits share, but do not fail."),
+    ] = False,
 ) -> None:
     """Count what a corpus holds; fail on unusable files, and on pictures that two splits share."""
     from .corpora.media_check import print_summary, summary, unusable_rows
@@ -113,12 +131,17 @@ def check_corpus(
     shown = problems[:UNUSABLE_LISTED]
     if len(problems) > len(shown):
         shown.append(f"and {len(problems) - len(shown)} more without a usable picture or recording")
-    shown += [
+    shared = [
         f"{' and '.join(pair['splits'])} share {pair['image_ids']} image ids and {pair['picture_contents']} pictures: "
         "what is measured on one was seen in the other"
         for pair in counts["shared"]
         if pair["image_ids"] or pair["picture_contents"]
     ]
+    if allow_shared_pictures:
+        for line in shared:
+            typer.echo(line)
+    else:
+        shown += shared
     if shown:
         raise ValueError("\n".join([f"{directory} is not fit for use.", *shown]))
 
@@ -127,7 +150,7 @@ def check_corpus(
 def evaluate(
     model: ModelArgument,
     corpus: Annotated[str, typer.Option(help="Folder of a corpus, or the name of one in outputs/NAME/corpus.")],
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    split: Annotated[str, typer.Option(help="train, validation, test or another that the corpus has.")] = "test",
     rerank_top_k: RerankOption = 32,
     score_rule: ScoreRuleOption = "sim",
     batch_size: BatchSizeOption = 64,
@@ -238,19 +261,24 @@ def _check_corpus_name(name: str) -> None:
 
 
 def _load_split(corpus: str, split: str) -> Dataset:
-    from .corpora.schema import SPLITS, load_corpus
+    from .corpora.schema import load_corpus
 
-    if split not in SPLITS:
-        raise ValueError(f"No split is called {split!r}. Splits: {', '.join(SPLITS)}.")
+    splits = load_corpus(_corpus_folder(corpus))
+    if split not in splits:
+        raise ValueError(f"{corpus} has no split {split!r}. Splits: {', '.join(splits)}.")
+    return splits[split]
+
+
+def _corpus_folder(corpus: str) -> Path:
     if Path(corpus).is_dir():
-        return load_corpus(corpus)[split]
+        return Path(corpus)
     if Path(corpus).name != corpus:
         raise ValueError(f"There is no folder {corpus}.")
     _check_corpus_name(corpus)
     folder = Path("outputs", corpus, "corpus")
     if not folder.is_dir():
         raise ValueError(f"{corpus} is not built yet. Build it: sir corpus build {corpus} --out {folder}")
-    return load_corpus(folder)[split]
+    return folder
 
 
 def _in_language(rows: Dataset, language: str) -> Dataset:

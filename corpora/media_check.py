@@ -101,10 +101,11 @@ def refuse_or_warn(problems: Mapping[str, Sequence[str]], captions: Mapping[str,
 def summary(corpus: Mapping[str, Dataset]) -> dict[str, Any]:
     """Count what each split holds and what splits share; everything in it can be written as JSON.
 
-    `splits` maps a split to its `rows`, `unusable` rows, `pictures` (distinct `image_id`), `captions_per_picture`
-    (`min`, `mean`, `max`), `speakers`, `rows_without_speaker`, `languages` (tag -> rows) and `hours` of speech, as
-    the recordings' headers state them. `shared` has an entry for each pair of `splits`: how many `image_ids`,
-    `picture_contents` (the same encoded bytes, under whatever id) and `speakers` are in both.
+    `splits` maps a split to its `rows`, `unusable` rows, `pictures` (distinct `image_id`), `picture_contents`
+    (distinct encoded bytes: more than `pictures` if a training split shows one thing in several pictures),
+    `captions_per_picture` (`min`, `mean`, `max`), `speakers`, `rows_without_speaker`, `languages` (tag -> rows) and
+    `hours` of speech, as the recordings' headers state them. `shared` has an entry for each pair of `splits`: how
+    many `image_ids`, `picture_contents` (the same encoded bytes, under whatever id) and `speakers` are in both.
     """
     facts = {name: list(_facts(split, digests=True)) for name, split in corpus.items()}
     contents = {name: {row.picture for row in rows} - {None} for name, rows in facts.items()}
@@ -213,6 +214,7 @@ def _split_summary(split: Dataset, facts: Sequence[_Facts]) -> dict[str, Any]:
         "rows": len(split),
         "unusable": sum(row.problem is not None for row in facts),
         "pictures": len(captions),
+        "picture_contents": len({row.picture for row in facts} - {None}),
         "captions_per_picture": {
             "min": min(captions.values(), default=0),
             "mean": len(split) / len(captions) if captions else 0.0,
@@ -228,8 +230,8 @@ def _split_summary(split: Dataset, facts: Sequence[_Facts]) -> dict[str, Any]:
 def _splits_table(summary: Mapping[str, Any]) -> Table:
     splits = summary["splits"].values()
     table = _table("Splits", "", summary["splits"])
-    for key in ("rows", "unusable", "pictures"):
-        table.add_row(key, *(str(split[key]) for split in splits))
+    for key in ("rows", "unusable", "pictures", "picture_contents"):
+        table.add_row(key.replace("_", " "), *(str(split[key]) for split in splits))
     table.add_row("captions per picture", *(_spread(split["captions_per_picture"]) for split in splits))
     table.add_row("speakers", *(str(split["speakers"]) for split in splits))
     table.add_row("rows without speaker", *(str(split["rows_without_speaker"]) for split in splits))
@@ -258,7 +260,7 @@ def _table(title: str, corner: str, columns: Iterable[str]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column(corner)
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     return table
 
 

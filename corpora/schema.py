@@ -27,6 +27,10 @@ from datasets import (
 from datasets.exceptions import DatasetGenerationError
 
 SPLITS = ("train", "validation", "test")
+"""The splits that every corpus has."""
+
+FURTHER_TEST = "test_"
+"""How the names of further splits start; a corpus may have any number of them."""
 
 FEATURES = Features(
     {
@@ -58,7 +62,12 @@ class Media(TypedDict):
 
 
 class SpokenCaption(TypedDict):
-    """One row of a corpus. `language` is a BCP-47 tag."""
+    """One row of a corpus. `language` is a BCP-47 tag.
+
+    `image_id` names what is shown, and rows that have the same one are positives of each other. Usually it is one
+    picture; in a training split it may be several pictures of the same thing. In every evaluation split an `image_id`
+    is exactly one picture.
+    """
 
     image: Media
     audio: Media
@@ -119,7 +128,7 @@ def _reporting(problem: Path, rows: Callable[..., Iterator[SpokenCaption]], **kw
 
 
 def save_corpus(splits: dict[str, Dataset], directory: str | Path) -> DatasetDict:
-    """Save the three splits under `directory` and return them as read back from there.
+    """Save the three splits and any `test_...` under `directory` and return them as read back from there.
 
     The corpus appears whole or not at all, and takes the place of an older corpus there.
 
@@ -130,7 +139,7 @@ def save_corpus(splits: dict[str, Dataset], directory: str | Path) -> DatasetDic
     check_replaceable(directory)
     target = Path(directory).absolute()
     with building_folder(target) as folder, _no_progress_bars():
-        DatasetDict({name: splits[name] for name in SPLITS}).save_to_disk(str(folder / "new"))
+        DatasetDict({name: splits[name] for name in _names(splits)}).save_to_disk(str(folder / "new"))
         if target.exists():
             target.rename(folder / "old")
         (folder / "new").rename(target)
@@ -173,7 +182,7 @@ def check_schema(splits: dict[str, Dataset], where: str) -> None:
     missing = [name for name in SPLITS if name not in splits]
     if missing:
         raise CorpusError(f"{where}: split {_listed(missing)} is missing; a corpus has {_listed(SPLITS)}.")
-    for name in SPLITS:
+    for name in _names(splits):
         features = splits[name].features
         wrong = [column for column, feature in FEATURES.items() if features.get(column) != feature]
         if wrong:
@@ -181,6 +190,10 @@ def check_schema(splits: dict[str, Dataset], where: str) -> None:
             raise CorpusError(f"{where}: split {name!r} needs the columns {expected}; it has {features}.")
         if len(splits[name]) == 0:
             raise CorpusError(f"{where}: split {name!r} is empty. Every split needs at least one spoken caption.")
+
+
+def _names(splits: Iterable[str]) -> list[str]:
+    return [*SPLITS, *(name for name in splits if name.startswith(FURTHER_TEST))]
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -19,51 +19,7 @@ from .schema import (
     save_corpus,
     split_from_rows,
 )
-from .synthesis import Voice, flac, require_espeak, synthesize
-
-# No variant speaks in two splits. Variants and accents that a speech recogniser could not follow are left out.
-SPEAKERS = {
-    "train": (
-        Voice("en-GB", "f1"),
-        Voice("en-GB-x-rp", "f1"),
-        Voice("en-US", "f3"),
-        Voice("en-GB", "f3"),
-        Voice("en-GB-x-rp", "f3"),
-        Voice("en-US", "belinda"),
-        Voice("en-GB", "belinda"),
-        Voice("en-GB-x-gbclan", "belinda"),
-        Voice("en-US", "linda"),
-        Voice("en-GB", "linda"),
-        Voice("en-US", "m1"),
-        Voice("en-GB", "m4"),
-        Voice("en-US", "m5"),
-        Voice("en-GB-x-rp", "m7"),
-        Voice("en-GB-x-gbcwmd", "m8"),
-        Voice("en-US", "Henrique"),
-        Voice("en-GB", "max"),
-        Voice("en-US-x-nyc", "max"),
-        Voice("en-GB", "klatt"),
-        Voice("en-GB-x-gbclan", "victor"),
-        Voice("en-US", "robert"),
-        Voice("en-GB-x-rp", "Nguyen"),
-        Voice("en-US", "adam"),
-        Voice("en-GB", "benjamin"),
-    ),
-    "validation": (
-        Voice("en-US", "steph2"),
-        Voice("en-GB", "Annie"),
-        Voice("en-US", "sandro"),
-        Voice("en-GB-x-rp", "m6"),
-    ),
-    "test": (
-        Voice("en-US", "f2"),
-        Voice("en-GB", "f5"),
-        Voice("en-GB-x-rp", "aunty"),
-        Voice("en-US", "edward"),
-        Voice("en-GB", "Alex"),
-        Voice("en-GB-x-gbcwmd", "m3"),
-    ),
-}
+from .synthesis import SPEAKERS, Voice, flac, require_espeak, synthesize
 
 
 def build_spoken_shapes(

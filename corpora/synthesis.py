@@ -58,6 +58,50 @@ ACCENTS = {
     "en-029": "gmw/en-029",
 }
 
+# No variant speaks in two splits. Variants and accents that a speech recogniser could not follow are left out.
+SPEAKERS = {
+    "train": (
+        Voice("en-GB", "f1"),
+        Voice("en-GB-x-rp", "f1"),
+        Voice("en-US", "f3"),
+        Voice("en-GB", "f3"),
+        Voice("en-GB-x-rp", "f3"),
+        Voice("en-US", "belinda"),
+        Voice("en-GB", "belinda"),
+        Voice("en-GB-x-gbclan", "belinda"),
+        Voice("en-US", "linda"),
+        Voice("en-GB", "linda"),
+        Voice("en-US", "m1"),
+        Voice("en-GB", "m4"),
+        Voice("en-US", "m5"),
+        Voice("en-GB-x-rp", "m7"),
+        Voice("en-GB-x-gbcwmd", "m8"),
+        Voice("en-US", "Henrique"),
+        Voice("en-GB", "max"),
+        Voice("en-US-x-nyc", "max"),
+        Voice("en-GB", "klatt"),
+        Voice("en-GB-x-gbclan", "victor"),
+        Voice("en-US", "robert"),
+        Voice("en-GB-x-rp", "Nguyen"),
+        Voice("en-US", "adam"),
+        Voice("en-GB", "benjamin"),
+    ),
+    "validation": (
+        Voice("en-US", "steph2"),
+        Voice("en-GB", "Annie"),
+        Voice("en-US", "sandro"),
+        Voice("en-GB-x-rp", "m6"),
+    ),
+    "test": (
+        Voice("en-US", "f2"),
+        Voice("en-GB", "f5"),
+        Voice("en-GB-x-rp", "aunty"),
+        Voice("en-US", "edward"),
+        Voice("en-GB", "Alex"),
+        Voice("en-GB-x-gbcwmd", "m3"),
+    ),
+}
+
 
 def require_espeak() -> tuple[str, Path]:
     """The shared library and the data of espeak-ng; a CorpusError that says how to install it if it is not there."""
@@ -96,7 +140,12 @@ def synthesize(text: str, voice: Voice, *, rate: int = 170, pitch: int = 50, pit
     samples = np.frombuffer(b"".join(pieces), np.int16).astype(np.float32)
     if not samples.any():
         raise CorpusError(f"espeak-ng gave no sound for {text!r} in the voice {voice.name}. Use other words or voice.")
-    speech = _trim(soxr.resample(samples, _ESPEAK_SAMPLING_RATE, SAMPLING_RATE))
+    return finish(samples, _ESPEAK_SAMPLING_RATE)
+
+
+def finish(samples: np.ndarray, sampling_rate: int) -> np.ndarray:
+    """A synthesiser's `(samples,)` float32, not all zero, in the form that :func:`synthesize` returns."""
+    speech = _trim(soxr.resample(samples, sampling_rate, SAMPLING_RATE))
     return speech * (_PEAK / np.abs(speech).max())
 
 

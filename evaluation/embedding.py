@@ -78,11 +78,11 @@ def encode_speech(
     sizes = torch.tensor([encoded_size(clip) for clip in audio] if lengths is None else list(lengths))
     order = sizes.argsort(descending=True, stable=True)
     named = _Named(audio, names)
-    batches = _batches(named, order, batch_size, partial(_read, processor, "audio"), num_workers)
+    batches = _batches(named, order, batch_size, partial(read_batch, processor, "audio"), num_workers)
     embeddings, tokens, token_counts = [], [], []
     with inference(model):
         for inputs in track(batches, "Encoding speech", disable=not progress):
-            output = model.get_speech_features(**_inputs_for(model, inputs))
+            output = model.get_speech_features(**inputs_for(model, inputs))
             embeddings.append(output.pooler_output.float().cpu())
             if keep_states:
                 valid = output.attention_mask.bool()
@@ -115,11 +115,11 @@ def encode_images(
     For a gallery, give each distinct picture once (:func:`distinct_images`).
     """
     order = torch.arange(len(images))
-    batches = _batches(_Named(images, names), order, batch_size, partial(_read, processor, "images"), num_workers)
+    batches = _batches(_Named(images, names), order, batch_size, partial(read_batch, processor, "images"), num_workers)
     embeddings, states = [], []
     with inference(model):
         for inputs in track(batches, "Encoding pictures", disable=not progress):
-            output = model.get_image_features(**_inputs_for(model, inputs))
+            output = model.get_image_features(**inputs_for(model, inputs))
             embeddings.append(output.pooler_output.float().cpu())
             if keep_states:
                 states.append(output.last_hidden_state.to("cpu", states_dtype))
@@ -203,9 +203,14 @@ def _batches(
     )
 
 
-def _read(
+def read_batch(
     processor: Callable[..., Mapping[str, Tensor]], modality: str, batch: list[tuple[str, Any]]
 ) -> Mapping[str, Tensor]:
+    """Model inputs of named items; `modality` is the processor's argument, `audio` or `images`.
+
+    Raises:
+        ValueError: an item cannot be read; the message has its name.
+    """
     try:
         return processor(**{modality: [item for _, item in batch]}, return_tensors="pt")
     except ValueError:
@@ -217,7 +222,8 @@ def _read(
         raise
 
 
-def _inputs_for(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def inputs_for(model: nn.Module, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs where the model is, floating-point ones in its type."""
     return {
         name: tensor.to(model.device, model.dtype if tensor.is_floating_point() else None)
         for name, tensor in inputs.items()

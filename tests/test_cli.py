@@ -119,7 +119,7 @@ def test_build_refuses_options_that_the_corpus_does_not_take(options: list[str],
 
 
 def test_build_hands_the_options_to_the_corpus(tmp_path: Path, monkeypatch):
-    from speech_image_retrieval.corpora import spoken_shapes, tuxpaint
+    from speech_image_retrieval.corpora import spoken_emoji, spoken_shapes, tuxpaint
 
     built = []
 
@@ -131,18 +131,21 @@ def test_build_hands_the_options_to_the_corpus(tmp_path: Path, monkeypatch):
         return load_corpus(make_corpus(out))
 
     monkeypatch.setattr(spoken_shapes, "build_spoken_shapes", build)
+    monkeypatch.setattr(spoken_emoji, "build_spoken_emoji", build)
     monkeypatch.setattr(tuxpaint, "build_tuxpaint", build)
     out = tmp_path / "out"
     result = sir("corpus", "build", "spoken_shapes", "--out", out, "--seed", 3, "--num-proc", 2)
     assert result.exit_code == 0, result.output
     assert str(out) in result.stdout.replace("\n", "") and "captions per picture" in result.stdout
+    assert sir("corpus", "build", "spoken_emoji", "--out", out, "--source", tmp_path).exit_code == 0
     options = ["--source", tmp_path, "--language", "en", "--language", "de", "--skip-missing"]
     assert sir("corpus", "build", "tuxpaint", "--out", out, *options).exit_code == 0
     assert built == [
         ((out,), {"seed": 3, "num_proc": 2}),
+        ((tmp_path, out), {"seed": 0, "num_proc": None}),
         ((tmp_path, out), {"languages": ["en", "de"], "seed": 0, "skip_missing": True, "num_proc": None}),
     ]
-    assert set(CORPUS_OPTIONS) == {"spoken_shapes", "tuxpaint"}
+    assert set(CORPUS_OPTIONS) == {"spoken_shapes", "spoken_emoji", "tuxpaint"}
 
 
 def test_build_shows_what_the_corpus_refuses(tmp_path: Path):
@@ -171,6 +174,16 @@ def test_check_fails_on_pictures_that_splits_share(tmp_path: Path):
     assert "train and test share 0 image ids and 2 pictures" in refused("corpus", "check", leaking)
 
 
+def test_check_reports_shared_pictures_that_are_allowed_and_still_fails_on_unusable_files(tmp_path: Path):
+    leaking = make_corpus(tmp_path / "leaking", picture_of="train")
+    result = sir("corpus", "check", leaking, "--allow-shared-pictures")
+    assert result.exit_code == 0, result.output
+    assert "train and test share 0 image ids and 2 pictures" in result.stdout
+    broken = make_corpus(tmp_path / "broken", picture_of="train", audio=b"no sound")
+    message = refused("corpus", "check", broken, "--allow-shared-pictures")
+    assert "test, test-0#0: " in message and "image ids" not in message
+
+
 def test_check_of_another_folder_is_refused(tmp_path: Path):
     assert "holds no corpus" in refused("corpus", "check", tmp_path)
 
@@ -190,6 +203,17 @@ def test_evaluate_prints_and_writes_the_report(model: Path, corpus: Path, tmp_pa
         "score_rule": "sim",
     }
     assert set(report["mean_r1"]) == {"coarse", "reranked"}
+
+
+def test_evaluate_on_a_further_test_split(model: Path, tmp_path: Path):
+    splits = {name: split_from_rows(caption_rows, split=name, pictures=2) for name in COLOURS}
+    splits["test_other"] = split_from_rows(caption_rows, split="other", picture_of="test", pictures=3)
+    save_corpus(splits, tmp_path / "corpus")
+    arguments = ["evaluate", model, "--corpus", tmp_path / "corpus", "--split"]
+    result = sir(*arguments, "test_other")
+    assert result.exit_code == 0, result.output
+    assert "3 distinct images, 6 spoken captions" in result.stdout
+    assert "Splits: train, validation, test, test_other." in refused(*arguments, "test_more")
 
 
 def test_evaluate_in_one_language_by_the_name_of_a_built_corpus(model: Path, tmp_path: Path, monkeypatch):
@@ -219,9 +243,9 @@ def test_evaluate_refuses(options: list[str], message: str, model: Path, corpus:
     assert message in refused("evaluate", model, "--corpus", corpus, *options)
 
 
-def test_evaluate_refuses_clips_that_the_processor_would_not_hear_whole(model: Path, tmp_path: Path):
-    long = make_corpus(tmp_path / "long", pictures=1, seconds=2.5)
-    assert "lasts 2.5 s; the limit is 2 s" in refused("evaluate", model, "--corpus", long)
+def test_evaluate_refuses_clips_that_the_processor_would_not_hear(model: Path, tmp_path: Path):
+    long = make_corpus(tmp_path / "long", pictures=1, seconds=40.5)
+    assert "lasts 40.5 s; the limit is 40 s" in refused("evaluate", model, "--corpus", long)
 
 
 def test_a_folder_without_a_model_and_another_model_are_refused(corpus: Path, tmp_path: Path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +29,15 @@ _AT_LEAST_ONE = (
     "checkpoint_every_steps",
     "evaluation_batch_size",
 )
+_NOT_NEGATIVE = (
+    "queue_size",
+    "num_workers",
+    "warmup_steps",
+    "validation_rerank_top_k",
+    "rerank_top_k",
+    "trainable_speech_layers",
+    "trainable_vision_layers",
+)
 
 
 @dataclass
@@ -37,10 +46,12 @@ class TrainingArguments:
 
     corpus: str  # folder made by `sir corpus build`
     output_dir: str  # everything of the run goes here
-    model: dict[str, Any]  # SpeechImageRetrievalConfig
-    processor: dict[
-        str, Any
-    ]  # feature_extractor and image_processor by `type`, and SpeechImageRetrievalProcessor's own
+    speech_backbone: str | None = None  # Hub name or folder of a pretrained speech encoder; null = new weights
+    vision_backbone: str | None = None  # the same of an image encoder; both or none
+    qformer: bool = False  # read a BLIP-2 backbone out by its Q-Former: 32 image tokens instead of 257
+    model: dict[str, Any] = field(default_factory=dict)  # SpeechImageRetrievalConfig, or what to change of it
+    # SpeechImageRetrievalProcessor; without backbones feature_extractor and image_processor with a class as `type`.
+    processor: dict[str, Any] = field(default_factory=dict)
 
     num_epochs: int = 10
     max_steps: int | None = None  # stop earlier than num_epochs
@@ -60,8 +71,14 @@ class TrainingArguments:
     mixed_precision: Literal["no", "bf16"] = "bf16"
     attention: Literal["auto", "eager", "sdpa"] = "auto"  # auto: eager on a CPU, where SDPA's backward is slow
     activation_checkpointing: bool = False
-    frozen_speech_layers: int = 0  # the front end and this many bottom layers of the speech backbone; -1 = all of it
-    frozen_vision_layers: int = 0  # the same of the vision backbone
+
+    trainable_speech_layers: int | None = None  # top layers of the speech backbone; 0 = frozen, null = all of it
+    trainable_vision_layers: int | None = None  # the same of the vision backbone
+    speech_learning_rate: float | None = None  # of the speech backbone; None = learning_rate
+    vision_learning_rate: float | None = None  # of the vision backbone
+    layer_decay: float = 1.0  # each backbone layer's rate is this times that of the layer above
+    speech_lora: dict[str, Any] | None = None  # fields of peft.LoraConfig; the rest of the speech backbone is frozen
+    vision_lora: dict[str, Any] | None = None  # the same of the vision backbone
 
     contrastive_weight: float = 1.0
     matching_weight: float = 1.0
@@ -75,6 +92,7 @@ class TrainingArguments:
     alpha: float = 0.4  # momentum distillation; 0 = hard targets only
     alpha_warmup_steps: int = 1000
 
+    feature_cache: bool = False  # compute what frozen backbones give once, and keep it beside the corpus
     cache_examples: bool = False  # keep processed examples in memory (float16); for corpora that fit
     num_workers: int = 0
     log_every_steps: int = 10
@@ -97,11 +115,24 @@ class TrainingArguments:
         for name in _AT_LEAST_ONE:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ArgumentError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name in ("queue_size", "num_workers", "warmup_steps", "validation_rerank_top_k", "rerank_top_k"):
-            if getattr(self, name) < 0:
+        for name in _NOT_NEGATIVE:
+            if getattr(self, name) is not None and getattr(self, name) < 0:
                 raise ArgumentError(f"{name} must not be negative, but is {getattr(self, name)}")
+        for name in ("learning_rate", "muon_learning_rate", "speech_learning_rate", "vision_learning_rate"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ArgumentError(f"{name} must be above 0, not {getattr(self, name)}")
+        if not 0 < self.layer_decay <= 1:
+            raise ArgumentError(f"layer_decay must be above 0 and at most 1, not {self.layer_decay}")
         if self.momentum is not None and not 0 <= self.momentum < 1:
             raise ArgumentError(f"momentum must be at least 0 and below 1, not {self.momentum}")
+        if (self.speech_backbone is None) != (self.vision_backbone is None):
+            raise ArgumentError("speech_backbone and vision_backbone go together: set both, or neither")
+        if self.speech_backbone is None and not self.model:
+            raise ArgumentError("set speech_backbone and vision_backbone, or describe the model")
+        if self.qformer and self.vision_backbone is None:
+            raise ArgumentError("qformer reads out a pretrained BLIP-2: set vision_backbone with it")
+        if self.feature_cache and self.cache_examples:
+            raise ArgumentError("feature_cache and cache_examples keep the same examples: set one of them")
         if self.cache_examples and self.num_workers:
             raise ArgumentError("cache_examples keeps examples in this process: set num_workers=0 with it")
         if self.group_size > 1 and not self.queue_size:
@@ -140,7 +171,11 @@ def arguments_from_dict(values: dict[str, Any], where: str = "the configuration"
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             raise ArgumentError(f"{where}: unknown field {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
-    missing = [name for name, spec in known.items() if spec.default is MISSING and name not in values]
+    missing = [
+        name
+        for name, spec in known.items()
+        if spec.default is MISSING and spec.default_factory is MISSING and name not in values
+    ]
     if missing:
         raise ArgumentError(f"{where}: {', '.join(missing)} must be given")
     return TrainingArguments(**values)
@@ -155,8 +190,9 @@ def changed_fields(arguments: TrainingArguments, path: Path) -> list[str]:
     """Names of the fields whose values differ from those that :func:`save_arguments` wrote; none without a file."""
     if not path.is_file():
         return []
-    before = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return [name for name, value in asdict(arguments).items() if before.get(name) != value]
+    # A field that did not exist then had the effect of its default.
+    before = {spec.name: spec.default for spec in fields(arguments)} | yaml.safe_load(path.read_text(encoding="utf-8"))
+    return [name for name, value in asdict(arguments).items() if before[name] != value]
 
 
 def _parsed(text: str, where: str) -> Any:

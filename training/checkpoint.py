@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .arguments import ArgumentError
+from .digest import weights_digest
 
 _NAME = "checkpoint-"
 
@@ -33,7 +34,10 @@ def save_checkpoint(
 ) -> Path:
     """Save the objective (student, teacher, queue), the optimizers, the random states, and where the run stands.
 
+    The student's frozen parameters are not written, but a digest of them; what is shared is written once.
+
     Args:
+        module: the objective, with the student as `module.model`.
         progress: JSON-serialisable; `progress["step"]` names the checkpoint.
         extra: further tensors.
 
@@ -45,13 +49,18 @@ def save_checkpoint(
     partial = directory / f".partial-{final.name}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    save_file(_own_storage(module.state_dict()), partial / "objective.safetensors")
+    save_file(_tensors_to_save(module), partial / "objective.safetensors")
     save_file(_optimizer_tensors(optimizers), partial / "optimizers.safetensors")
     random_tensors, random_settings = _random_states()
     save_file(
         {**random_tensors, **{f"extra.{name}": part for name, part in extra.items()}}, partial / "random.safetensors"
     )
-    state = {"progress": progress, "optimizers": _group_sizes(optimizers), "random": random_settings}
+    state = {
+        "progress": progress,
+        "optimizers": _group_sizes(optimizers),
+        "random": random_settings,
+        "frozen": _frozen_digest(module),
+    }
     (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
     for path in partial.iterdir():
         with path.open("rb") as file:
@@ -76,20 +85,26 @@ def load_checkpoint(
     """Restore all that :func:`save_checkpoint` saved; returns `progress` and `extra`.
 
     Raises:
-        ArgumentError: it was saved by a module of another shape.
+        ArgumentError: it was saved by a module of another shape, or with other frozen weights.
     """
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    try:
-        module.load_state_dict(load_file(checkpoint / "objective.safetensors"))
-    except RuntimeError as error:
+    saved = load_file(checkpoint / "objective.safetensors")
+    # Checkpoints without a digest hold the frozen parameters too.
+    expected = _tensors_to_save(module) if "frozen" in state else module.state_dict()
+    if _shapes(saved) != _shapes(expected):
         raise ArgumentError(
             f"{checkpoint} was saved with another model, queue or teacher. Choose another output_dir, or remove it."
-        ) from error
+        )
     if state.get("optimizers") != _group_sizes(optimizers):
         raise ArgumentError(
             f"{checkpoint} was saved by another optimizer or with other layers frozen. Choose another output_dir, or "
             "remove it."
         )
+    if "frozen" in state and state["frozen"] != _frozen_digest(module):
+        raise ArgumentError(
+            f"{checkpoint} was trained on other weights of the frozen layers. Choose another output_dir, or remove it."
+        )
+    module.load_state_dict(saved, strict=False)
     _restore_optimizers(optimizers, load_file(checkpoint / "optimizers.safetensors"))
     tensors = load_file(checkpoint / "random.safetensors")
     _restore_random_states(tensors, state["random"])
@@ -98,14 +113,29 @@ def load_checkpoint(
     }
 
 
-def _own_storage(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    # The teacher shares frozen parameters with the student; safetensors refuses shared storage.
-    seen: set[int] = set()
+def _tensors_to_save(module: nn.Module) -> dict[str, Tensor]:
+    """The state without the student's frozen parameters, each tensor under its first name: a teacher shares some."""
+    seen = {id(parameter) for _, parameter in _frozen_parameters(module)}
     own = {}
-    for name, part in state.items():
-        own[name] = part.clone() if part.data_ptr() in seen else part.contiguous()
-        seen.add(part.data_ptr())
+    for name, part in module.state_dict(keep_vars=True).items():
+        if id(part) not in seen:
+            own[name] = part.detach().contiguous()
+            seen.add(id(part))
     return own
+
+
+def _frozen_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    # Only the student's: no parameter of the teacher requires a gradient, but most of them move.
+    return [(name, part) for name, part in module.model.named_parameters() if not part.requires_grad]
+
+
+def _frozen_digest(module: nn.Module) -> str | None:
+    frozen = _frozen_parameters(module)
+    return weights_digest(frozen) if frozen else None
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: part.shape for name, part in tensors.items()}
 
 
 def _group_sizes(optimizers: Sequence[torch.optim.Optimizer]) -> list[list[int]]:

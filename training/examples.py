@@ -13,18 +13,20 @@ from ..corpora.schema import CorpusError
 from ..evaluation.embedding import encoded_size
 from ..processing.media import MediaError, load_speech
 from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
+from .frozen_features import FeatureProcessor, FeatureRows, distinct_pictures
 from .objective import Batch
 
 
 class SpokenCaptions(torch.utils.data.Dataset):
     """Processed examples of one split, by row number: `speech` with what the processor gives for one clip (a row for
-    each of its chunks), `pixel_values` (3, height, width), `image_id` and `row`.
+    each of its chunks), `image` with what it gives for one picture, `image_id` and `row`.
 
     Args:
         cache: keep every processed example in memory as float16, so that media are decoded once. Cropped clips are
             not kept: the next epoch needs another crop.
         crop_seed: for training: speech longer than the processor's `max_seconds` is cropped to that, at a place that
             depends on this seed, :attr:`epoch` and the row. None gives whole clips, which the processor splits.
+            Cached features are of whole clips.
 
     Attributes:
         epoch: number of the epoch; set it before the epoch's DataLoader starts its workers.
@@ -32,8 +34,8 @@ class SpokenCaptions(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        split: Dataset,
-        processor: SpeechImageRetrievalProcessor,
+        split: Dataset | FeatureRows,
+        processor: SpeechImageRetrievalProcessor | FeatureProcessor,
         cache: bool = False,
         crop_seed: int | None = None,
     ):
@@ -41,10 +43,11 @@ class SpokenCaptions(torch.utils.data.Dataset):
         self._processor = processor
         self._cache = cache
         self._speech: dict[int, dict[str, Tensor]] = {}
-        self._pixels: dict[int, Tensor] = {}
+        self._images: dict[int, dict[str, Tensor]] = {}
+        self._pictures = distinct_pictures(split)[0].tolist() if cache else range(len(split))
         self._crop_seed = crop_seed
         self.epoch = 0
-        names = np.asarray(split.with_format(None)["image_id"][:])
+        names = np.asarray(split["image_id"][:])
         _, numbers = np.unique(names, return_inverse=True)
         self.image_ids = torch.from_numpy(numbers).long()
 
@@ -52,19 +55,21 @@ class SpokenCaptions(torch.utils.data.Dataset):
         return len(self._split)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        image_id = int(self.image_ids[row])
-        speech, pixels = self._speech.get(row), self._pixels.get(image_id)
-        if speech is None or pixels is None:
+        picture = self._pictures[row]
+        speech, image = self._speech.get(row), self._images.get(picture)
+        if speech is None or image is None:
             example = self._split[row]
             try:
                 speech = self._load_speech(row, example["audio"]) if speech is None else speech
-                pixels = self._load_pixels(image_id, example["image"]) if pixels is None else pixels
+                image = self._load_image(picture, example["image"]) if image is None else image
             except MediaError as error:
                 raise CorpusError(f"Caption {example['caption_id']!r}: {error}") from error
-        return {"speech": speech, "pixel_values": pixels, "image_id": image_id, "row": row}
+        return {"speech": speech, "image": image, "image_id": int(self.image_ids[row]), "row": row}
 
-    def speech_bytes(self) -> Tensor:
-        """(rows,) int64 size of the encoded speech, which grows with its duration."""
+    def speech_sizes(self) -> Tensor:
+        """(rows,) int64 size of the speech as it is stored, which grows with its duration."""
+        if isinstance(self._split, FeatureRows) and self._split.speech is not None:
+            return self._split.speech.lengths
         column = self._split.select_columns(["audio"]).with_format("arrow")
         sizes = []
         for start in range(0, len(column), 1000):
@@ -73,7 +78,7 @@ class SpokenCaptions(torch.utils.data.Dataset):
 
     def _load_speech(self, row: int, audio: Any) -> dict[str, Tensor]:
         cropped = False
-        if self._crop_seed is not None:
+        if self._crop_seed is not None and not isinstance(audio, Tensor):
             audio, cropped = self._crop(row, audio)
         speech = dict(self._processor(audio=[audio], return_tensors="pt"))
         if self._cache and not cropped:
@@ -90,11 +95,11 @@ class SpokenCaptions(torch.utils.data.Dataset):
             clip = clip[start : start + len(clip) - spare]
         return {"array": clip, "sampling_rate": rate}, spare > 0
 
-    def _load_pixels(self, image_id: int, image: Any) -> Tensor:
-        pixels = self._processor(images=[image], return_tensors="pt")["pixel_values"][0]
+    def _load_image(self, picture: int, media: Any) -> dict[str, Tensor]:
+        image = {name: part[0] for name, part in self._processor(images=[media], return_tensors="pt").items()}
         if self._cache:
-            self._pixels[image_id] = pixels = _half(pixels)
-        return pixels
+            self._images[picture] = image = {name: _half(part) for name, part in image.items()}
+        return image
 
 
 class Collator:
@@ -109,11 +114,9 @@ class Collator:
         self.time_axis = time_axis
 
     def __call__(self, examples: list[dict[str, Any]]) -> Batch:
-        pixel_values = torch.stack([example["pixel_values"] for example in examples]).float()
         return Batch(
             speech=self._speech([example["speech"] for example in examples]),
-            # Convolutions are faster with the channels innermost.
-            pixel_values=pixel_values.contiguous(memory_format=torch.channels_last),
+            image=self._images([example["image"] for example in examples]),
             image_ids=torch.tensor([example["image_id"] for example in examples]),
             rows=torch.tensor([example["row"] for example in examples]),
         )
@@ -123,7 +126,7 @@ class Collator:
         for name in clips[0]:
             if name == "chunk_clips":  # of one clip, all 0
                 continue
-            axis = 0 if name == "attention_mask" else self.time_axis
+            axis = self.time_axis if name in ("input_values", "input_features") else 0
             # A batch may mix cached float16 with float32 that was cropped a moment ago.
             chunks = [_single(chunk).movedim(axis, 0) for clip in clips for chunk in clip[name]]
             speech[name] = torch.nn.utils.rnn.pad_sequence(chunks, batch_first=True).movedim(1, axis + 1)
@@ -133,12 +136,20 @@ class Collator:
             speech["chunk_clips"] = torch.arange(len(clips)).repeat_interleave(chunk_counts)
         return speech
 
+    def _images(self, pictures: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        images = {name: torch.stack([_single(picture[name]) for picture in pictures]) for name in pictures[0]}
+        # Convolutions are faster with the channels innermost.
+        return {
+            name: part.contiguous(memory_format=torch.channels_last) if part.dim() == 4 else part
+            for name, part in images.items()
+        }
+
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch on another device."""
     return Batch(
         speech={name: part.to(device, non_blocking=True) for name, part in batch.speech.items()},
-        pixel_values=batch.pixel_values.to(device, non_blocking=True),
+        image={name: part.to(device, non_blocking=True) for name, part in batch.image.items()},
         image_ids=batch.image_ids.to(device, non_blocking=True),
         rows=batch.rows.to(device, non_blocking=True),
     )

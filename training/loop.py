@@ -12,30 +12,30 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..corpora.schema import load_corpus
 from ..evaluation import evaluate_retrieval, format_report
+from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
 from .arguments import ArgumentError, TrainingArguments, changed_fields, save_arguments
 from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from .examples import Collator, SpokenCaptions, to_device
 from .export import export_model
+from .frozen_features import FeatureProcessor, FeatureRows, cached_rows
 from .hard_batches import grouped_batches, length_bucketed_batches, shuffled_batches
 from .log import TrainingLog, draw_curves
 from .objective import Losses
+from .optimizers import build_optimizers, learning_rate_factor
+from .policies import keep_frozen_in_evaluation
 from .setup import (
     build_model,
     build_objective,
-    build_optimizers,
     build_processor,
     initialize_from_speech_transformer,
-    keep_frozen_in_evaluation,
-    learning_rate_factor,
 )
 
 
@@ -58,8 +58,11 @@ class Trainer:
         set_seed(arguments.seed)
         self.corpus: DatasetDict = load_corpus(arguments.corpus)
         self.processor = build_processor(arguments)
-        self.examples = SpokenCaptions(self.corpus["train"], self.processor, arguments.cache_examples)
-        model = build_model(arguments, self.accelerator.device)
+        model = build_model(arguments, self.accelerator.device).to(self.accelerator.device)
+        self.validation = self._rows("validation", model)
+        self.examples = SpokenCaptions(
+            self._rows("train", model), FeatureProcessor(self.processor), arguments.cache_examples, arguments.seed
+        )
         objective = build_objective(arguments, model, len(self.examples))
         self.objective, *self.optimizers = self.accelerator.prepare(objective, *build_optimizers(arguments, model))
         self.batches_per_epoch = max(1, len(self.examples) // self._step_batch)
@@ -69,6 +72,20 @@ class Trainer:
         self.epoch = 0
         self.best: tuple[bool, float] | None = None  # (multimodal encoder trained, validation mean R@1)
         self.order = torch.empty(0, dtype=torch.long)
+
+    def _rows(self, split: str, model: SpeechImageRetrievalModel) -> Dataset | FeatureRows:
+        """A split, with what frozen backbones make of its media if that is cached."""
+        if not self.arguments.feature_cache:
+            return self.corpus[split]
+        return cached_rows(
+            model,
+            self.processor,
+            self.corpus[split],
+            split,
+            self.arguments.corpus,
+            precision=self.arguments.mixed_precision,
+            autocast=self.accelerator.autocast,
+        )
 
     @property
     def _step_batch(self) -> int:
@@ -151,7 +168,7 @@ class Trainer:
             image_ids = self.examples.image_ids
             batches = grouped_batches(self.objective.queue, image_ids, size, arguments.group_size, generator)
         elif arguments.length_bucketing:
-            batches = length_bucketed_batches(self.examples.speech_bytes(), size, generator)
+            batches = length_bucketed_batches(self.examples.speech_sizes(), size, generator)
         else:
             batches = shuffled_batches(len(self.examples), size, generator)
         # A batch that is not full would be a whole step on a few pairs: its rows wait for the next epoch.
@@ -159,6 +176,7 @@ class Trainer:
 
     def _steps(self) -> Iterator[list[Any]]:
         """Micro-batches of every remaining optimizer step of the epoch."""
+        self.examples.epoch = self.epoch
         parts = [
             [micro.tolist() for micro in rows.split(math.ceil(len(rows) / self.arguments.gradient_accumulation_steps))]
             for rows in self.order.split(self._step_batch)
@@ -236,12 +254,14 @@ class Trainer:
         switched_on = bool(arguments.matching_weight or arguments.listwise_weight)
         return switched_on and self.step > arguments.matching_start_step
 
-    def _evaluate(self, split: str, rerank_top_k: int) -> dict[str, Any]:
+    def _evaluate(
+        self, model: SpeechImageRetrievalModel, split: str, rows: Dataset | FeatureRows, rerank_top_k: int
+    ) -> dict[str, Any]:
         # In full precision, as `sir evaluate` measures it.
         return evaluate_retrieval(
-            self.objective.model,
-            self.processor,
-            self.corpus[split],
+            model,
+            FeatureProcessor(self.processor),
+            rows,
             corpus=Path(self.arguments.corpus).name,
             split=split,
             rerank_top_k=rerank_top_k if self._matching_trained else 0,
@@ -251,7 +271,9 @@ class Trainer:
 
     def _validate(self) -> None:
         """Measure recall on the validation split; the best model so far is exported."""
-        report = self._evaluate("validation", self.arguments.validation_rerank_top_k)
+        report = self._evaluate(
+            self.objective.model, "validation", self.validation, self.arguments.validation_rerank_top_k
+        )
         values = {
             f"validation/{direction.replace('_', ' ')}, {stage}": report[direction][stage]["R@1"]
             for direction in ("speech_to_image", "image_to_speech")
@@ -274,16 +296,22 @@ class Trainer:
         )
 
     def _finish(self) -> dict[str, Any]:
-        """Measure the best model on the test split and leave figures and curves."""
+        """Measure the best model, as exported, on the test splits, and leave figures and curves."""
         folder = self.output_dir / "model"
-        self.objective.model.load_state_dict(load_file(folder / "model.safetensors"))
-        report = self._evaluate("test", self.arguments.rerank_top_k)
-        for place in (self.output_dir, folder):
-            (place / "evaluation.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        model = SpeechImageRetrievalModel.from_pretrained(folder).to(self.accelerator.device)
+        reports = {
+            split: self._evaluate(model, split, rows, self.arguments.rerank_top_k)
+            for split, rows in self.corpus.items()
+            if split.startswith("test")
+        }
+        for split, report in reports.items():
+            name = f"evaluation{split.removeprefix('test')}.json"
+            for place in (self.output_dir, folder):
+                (place / name).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            self.console.print(format_report(report))
         draw_curves(self.output_dir / "log.csv", self.output_dir / "curves.png")
-        self.console.print(format_report(report))
         self.console.print(f"Model: {folder}  Figures: {self.output_dir / 'evaluation.json'}")
-        return report
+        return reports["test"]
 
 
 __all__ = ["Trainer"]

@@ -11,7 +11,7 @@ from ..modeling.losses import contrastive_loss, positive_targets, sample_hard_ne
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
 from .embedding_queue import EmbeddingQueue
 from .matching import MatchingPairs, listwise_matching_loss, pairwise_matching_loss
-from .momentum import MomentumTeacher
+from .momentum import MomentumTeacher, is_frozen
 
 
 @dataclass
@@ -28,13 +28,14 @@ class Losses:
 class Batch:
     """One batch of matched pairs.
 
-    speech: `input_values` or `input_features`, and `attention_mask`, each (batch, ...).
-    pixel_values: (batch, 3, height, width).
+    speech: what `get_speech_features` takes: `input_values` or `input_features`, or `backbone_features`, and
+        `attention_mask`, each (batch, ...).
+    image: what `get_image_features` takes: `pixel_values` (batch, 3, height, width), or `backbone_features`.
     image_ids, rows: (batch,) int64, which image and which row of the corpus.
     """
 
     speech: dict[str, Tensor]
-    pixel_values: Tensor
+    image: dict[str, Tensor]
     image_ids: Tensor
     rows: Tensor
 
@@ -84,12 +85,12 @@ class CoarseToFineObjective(nn.Module):
             momentum: False leaves teacher and queue out of SIC, for steps before they start.
             matching: False leaves SIM out, for steps before it starts.
         """
-        speech = self.model.get_speech_features(**batch.speech, return_dict=True)
-        image = self.model.get_image_features(batch.pixel_values, return_dict=True)
+        use_teacher = self.teacher is not None and momentum
+        speech_inputs, image_inputs = self._shared_inputs(batch) if use_teacher else (batch.speech, batch.image)
+        speech = self.model.get_speech_features(**speech_inputs, return_dict=True)
+        image = self.model.get_image_features(**image_inputs, return_dict=True)
         embeds = (speech.pooler_output, image.pooler_output)
-        momentum_embeds = None
-        if self.teacher is not None and momentum:
-            momentum_embeds = self.teacher.embed(batch.speech, batch.pixel_values)
+        momentum_embeds = self.teacher.embed(speech_inputs, image_inputs) if use_teacher else None
         if self.training:
             queued = momentum_embeds or tuple(part.detach() for part in embeds)
             self._to_enqueue.append((*queued, batch.image_ids, batch.rows))
@@ -120,6 +121,16 @@ class CoarseToFineObjective(nn.Module):
         if self.queue is not None and self._to_enqueue:
             self.queue.enqueue(*(torch.cat(parts) for parts in zip(*self._to_enqueue, strict=True)))
         self._to_enqueue.clear()
+
+    def _shared_inputs(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What student and teacher encode: of a frozen backbone, which both have, the output, so that it runs once."""
+        speech, image = batch.speech, batch.image
+        if "backbone_features" not in speech and is_frozen(self.model.speech_backbone):
+            features, mask = self.model.get_speech_backbone_features(**speech)
+            speech = {"backbone_features": features, "attention_mask": mask}
+        if "backbone_features" not in image and is_frozen(self.model.vision_backbone):
+            image = {"backbone_features": self.model.get_image_backbone_features(**image)}
+        return speech, image
 
     def _contrastive(
         self,

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import math
 from dataclasses import fields
 from typing import Any
 
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from torch import nn
 from transformers import PreTrainedConfig
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.image_processing_utils import BaseImageProcessor
@@ -23,30 +21,51 @@ from .arguments import ArgumentError, TrainingArguments
 from .embedding_queue import EmbeddingQueue
 from .momentum import MomentumTeacher
 from .objective import CoarseToFineObjective
+from .policies import apply_policies
 
 
 def build_model(arguments: TrainingArguments, device: torch.device) -> SpeechImageRetrievalModel:
-    """A model with new weights as the configuration says, frozen as asked for.
+    """The model that the configuration describes, on pretrained backbones or with new weights, frozen as asked for.
 
     Raises:
-        ArgumentError: the configuration has an unknown field or an impossible value.
+        ArgumentError: the configuration has an unknown field or an impossible value, or a backbone cannot be loaded.
     """
     try:
-        config = SpeechImageRetrievalConfig(**arguments.model)
-        _refuse_unknown(arguments.model, config, "model")
-        model = SpeechImageRetrievalModel(config)
+        config = build_config(arguments)
+        if arguments.speech_backbone is None:
+            model = SpeechImageRetrievalModel(config)
+        else:
+            model = SpeechImageRetrievalModel.from_backbones(
+                arguments.speech_backbone, arguments.vision_backbone, qformer=arguments.qformer, **arguments.model
+            )
     except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
-        if isinstance(error, ArgumentError):
-            raise
-        raise ArgumentError(f"model: {error}") from error
+        raise _as_argument_error("model", error) from error
     # transformers' own default is SDPA in every part that has it.
     if arguments.attention == "eager" or (arguments.attention == "auto" and device.type == "cpu"):
         model.set_attn_implementation("eager")
-    freeze_bottom_layers(model.speech_backbone, arguments.frozen_speech_layers)
-    freeze_bottom_layers(model.vision_backbone, arguments.frozen_vision_layers)
+    apply_policies(arguments, model)
     if arguments.activation_checkpointing:
         model.activation_checkpointing_enable()
     return model
+
+
+def build_config(arguments: TrainingArguments) -> SpeechImageRetrievalConfig:
+    """The model's configuration; of pretrained backbones only the configurations are read."""
+    try:
+        if arguments.speech_backbone is None:
+            config = SpeechImageRetrievalConfig(**arguments.model)
+        else:
+            config = SpeechImageRetrievalModel.config_from_backbones(
+                arguments.speech_backbone, arguments.vision_backbone, qformer=arguments.qformer, **arguments.model
+            )
+        _refuse_unknown(arguments.model, config, "model")
+    except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
+        raise _as_argument_error("model", error) from error
+    return config
+
+
+def _as_argument_error(where: str, error: Exception) -> ArgumentError:
+    return error if isinstance(error, ArgumentError) else ArgumentError(f"{where}: {error}")
 
 
 def _refuse_unknown(values: dict[str, Any], config: PreTrainedConfig, where: str) -> None:
@@ -62,57 +81,26 @@ def _refuse_unknown(values: dict[str, Any], config: PreTrainedConfig, where: str
             _refuse_unknown(value, getattr(config, name), f"{where}.{name}")
 
 
-def freeze_bottom_layers(backbone: nn.Module, count: int) -> None:
-    """Freeze a backbone's front end and its first `count` layers; -1 freezes all of it, 0 nothing.
-
-    Raises:
-        ArgumentError: it has fewer layers.
-    """
-    if count == 0:
-        return
-    if count == -1:
-        backbone.requires_grad_(False)
-        return
-    layers = _encoder_layers(backbone)
-    if count > len(layers):
-        raise ArgumentError(f"{type(backbone).__name__} has {len(layers)} layers; {count} of them cannot be frozen")
-    trained = {id(parameter) for layer in layers[count:] for parameter in layer.parameters()}
-    for parameter in backbone.parameters():
-        parameter.requires_grad_(id(parameter) in trained)
-
-
-def keep_frozen_in_evaluation(model: SpeechImageRetrievalModel) -> None:
-    """Parts of the backbones without a trained parameter behave as in evaluation: no dropout, no masking, fixed
-    batch statistics."""
-    for backbone in (model.speech_backbone, model.vision_backbone):
-        for part in backbone.modules():
-            parameters = list(part.parameters())
-            if parameters and not any(parameter.requires_grad for parameter in parameters):
-                part.eval()
-
-
-def _encoder_layers(backbone: nn.Module) -> nn.ModuleList:
-    """The last list of layers that is not part of another list: a front end's convolutions come before it."""
-    lists = {name: part for name, part in backbone.named_modules() if isinstance(part, nn.ModuleList)}
-    outermost = [part for name, part in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
-    return outermost[-1] if outermost else nn.ModuleList()
-
-
 def build_processor(arguments: TrainingArguments) -> SpeechImageRetrievalProcessor:
-    """The processor that the arguments describe: `feature_extractor` and `image_processor` with the class name as
-    `type` and the options of that class, and the processor's own options."""
+    """The processor that the arguments describe: that of the pretrained backbones with other options, or
+    `feature_extractor` and `image_processor` with the class name as `type` and the options of that class; and the
+    processor's own options."""
     options = dict(arguments.processor)
     known = list(inspect.signature(SpeechImageRetrievalProcessor.__init__).parameters)[1:]
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise ArgumentError(f"processor has no field {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
-    feature_extractor = _transformers_object(options.pop("feature_extractor", None), FeatureExtractionMixin)
-    image_processor = _transformers_object(options.pop("image_processor", None), BaseImageProcessor)
     try:
+        if arguments.speech_backbone is not None:
+            return SpeechImageRetrievalProcessor.from_backbones(
+                arguments.speech_backbone, arguments.vision_backbone, **options
+            )
+        feature_extractor = _transformers_object(options.pop("feature_extractor", None), FeatureExtractionMixin)
+        image_processor = _transformers_object(options.pop("image_processor", None), BaseImageProcessor)
         return SpeechImageRetrievalProcessor(feature_extractor, image_processor, **options)
     except ValueError as error:
-        raise ArgumentError(f"processor: {error}") from error
+        raise _as_argument_error("processor", error) from error
 
 
 def build_objective(
@@ -146,53 +134,6 @@ def initialize_from_speech_transformer(model: SpeechImageRetrievalModel) -> None
         layer.load_state_dict(source.state_dict(), strict=False)
         layer.cross_attention.load_state_dict(source.self_attention.state_dict())
         layer.cross_attention_norm.load_state_dict(source.self_attention_norm.state_dict())
-
-
-def build_optimizers(arguments: TrainingArguments, model: SpeechImageRetrievalModel) -> list[torch.optim.Optimizer]:
-    """AdamW for every trained parameter; with `muon_learning_rate` Muon for the matrices inside layers.
-
-    No weight decay on biases, norms and the temperature. Every group carries its peak rate as `peak_lr`. Muon (Jordan
-    et al. 2024) is scaled to AdamW's update size (Liu et al. 2025, arXiv 2502.16982); embeddings and the output layers
-    stay with AdamW, as both advise.
-    """
-    matrices = _hidden_matrices(model) if arguments.muon_learning_rate else set()
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            decay = arguments.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((id(parameter) in matrices, decay), []).append(parameter)
-
-    def settings(of_muon: bool, rate: float) -> list[dict[str, Any]]:
-        return [
-            {"params": params, "lr": rate, "peak_lr": rate, "weight_decay": decay}
-            for (muon, decay), params in groups.items()
-            if muon is of_muon
-        ]
-
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(settings(False, arguments.learning_rate), betas=(0.9, arguments.adam_beta2), fused=True)
-    ]
-    if matrices:
-        optimizers.append(
-            torch.optim.Muon(settings(True, arguments.muon_learning_rate), adjust_lr_fn="match_rms_adamw")
-        )
-    return optimizers
-
-
-def _hidden_matrices(model: SpeechImageRetrievalModel) -> set[int]:
-    """Identities of the weights of all linear layers but the last ones."""
-    last = (model.speech_projection, model.image_projection, model.matching_head)
-    linear = (part for part in model.modules() if isinstance(part, nn.Linear) and part not in last)
-    return {id(part.weight) for part in linear if part.weight.requires_grad}
-
-
-def learning_rate_factor(arguments: TrainingArguments, step: int, total_steps: int) -> float:
-    """Share of the peak rate at optimizer step `step` of `total_steps`: linear warm-up, then a cosine."""
-    if step < arguments.warmup_steps:
-        return (step + 1) / arguments.warmup_steps
-    progress = (step - arguments.warmup_steps) / max(1, total_steps - arguments.warmup_steps)
-    low = arguments.min_learning_rate_ratio
-    return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def _transformers_object(options: dict[str, Any] | None, base: type) -> Any:

@@ -161,11 +161,18 @@ def test_summary_counts_each_split(corpus):
         "rows": 4,
         "unusable": 1,
         "pictures": 2,
+        "picture_contents": 2,
         "captions_per_picture": {"min": 1, "mean": 2.0, "max": 3},
         "speakers": 2,
         "rows_without_speaker": 1,
         "languages": {"en": 2, "pt-BR": 1, "und": 1},
     }
+
+
+def test_summary_counts_several_pictures_of_one_thing(tmp_path, good):
+    pictures = [at(picture(tmp_path / f"{red}.png", red)) for red in (1, 2)]
+    counts = summary({"train": dataset(*(row(one, good[1], "heart") for one in pictures))})["splits"]["train"]
+    assert (counts["pictures"], counts["picture_contents"]) == (1, 2)
 
 
 def test_summary_finds_leaked_pictures_by_id_and_by_content(corpus):

@@ -51,6 +51,19 @@ def test_saved_corpus_reads_back_with_the_same_rows_and_types(tmp_path: Path):
     assert list(load_corpus(tmp_path / "corpus")["validation"]) == list(_rows(["validation-a", "validation-b"]))
 
 
+def test_further_test_splits_are_saved_after_the_required_ones(tmp_path: Path):
+    corpus = save_corpus({"test_unseen": _split("x"), **_splits(), "test_other": _split("y")}, tmp_path / "corpus")
+    assert list(corpus) == [*SPLITS, "test_unseen", "test_other"]
+    assert list(load_corpus(tmp_path / "corpus")["test_unseen"]) == list(_rows(["x"]))
+
+
+def test_further_test_splits_are_checked_too():
+    with pytest.raises(CorpusError, match="'test_unseen' is empty"):
+        check_schema({**_splits(), "test_unseen": _split("x").select([])}, where="here")
+    with pytest.raises(CorpusError, match="'test_unseen' needs the columns speaker"):
+        check_schema({**_splits(), "test_unseen": _split("x").remove_columns("speaker")}, where="here")
+
+
 def test_rows_keep_their_order_when_processes_share_them():
     names = [str(number) for number in range(7)]
     assert list(_split(*names, num_proc=3)) == list(_split(*names)) == list(_rows(names))

@@ -11,7 +11,8 @@ from datasets import DatasetDict
 from PIL import Image
 from speech_image_retrieval.corpora.scenes import COLOURS, SHAPES, all_scenes
 from speech_image_retrieval.corpora.schema import SPLITS, CorpusError, load_corpus
-from speech_image_retrieval.corpora.spoken_shapes import SPEAKERS, build_spoken_shapes, split_scenes
+from speech_image_retrieval.corpora.spoken_shapes import build_spoken_shapes, split_scenes
+from speech_image_retrieval.corpora.synthesis import SPEAKERS
 
 SIZES = {"train_scenes": 40, "validation_scenes": 9, "test_scenes": 10}
 

@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 import soundfile
 from speech_image_retrieval.corpora.schema import CorpusError
-from speech_image_retrieval.corpora.spoken_shapes import SPEAKERS
-from speech_image_retrieval.corpora.synthesis import ACCENTS, SAMPLING_RATE, Voice, flac, require_espeak, synthesize
+from speech_image_retrieval.corpora.synthesis import (
+    ACCENTS,
+    SAMPLING_RATE,
+    SPEAKERS,
+    Voice,
+    flac,
+    require_espeak,
+    synthesize,
+)
 
 SENTENCE = "a red circle above a blue square"
 VOICES = [voice for group in SPEAKERS.values() for voice in group]

@@ -28,6 +28,14 @@ class SmallModel(nn.Module):
         self.logit_scale = nn.Parameter(-torch.tensor(temperature).log())
 
     @property
+    def speech_backbone(self) -> nn.Module:
+        return self.speech_encoder
+
+    @property
+    def vision_backbone(self) -> nn.Module:
+        return self.image_encoder
+
+    @property
     def temperature(self) -> Tensor:
         return torch.exp(-self.logit_scale.float())
 
@@ -178,7 +186,7 @@ class SlowObjective:
         """(contrastive, matching, listwise) of a batch whose hard negatives were drawn already: for each row the
         negative images of its speech, and the negative speeches of its image."""
         speech_in = [list(map(list, item)) for item in batch.speech["input_values"].double()]
-        image_in = [list(map(list, item)) for item in batch.pixel_values.double()]
+        image_in = [list(map(list, item)) for item in batch.image["pixel_values"].double()]
         masks = batch.speech["attention_mask"].tolist()
         ids = batch.image_ids.tolist()
 

@@ -4,6 +4,7 @@ import pytest
 from speech_image_retrieval.training.arguments import (
     ArgumentError,
     arguments_from_dict,
+    changed_fields,
     load_arguments,
     save_arguments,
 )
@@ -26,6 +27,14 @@ def test_saved_arguments_read_back_as_they_were(tmp_path):
     arguments = make(learning_rate=3e-5, max_steps=7, momentum=None, alpha=0.0, mixed_precision="no")
     save_arguments(arguments, tmp_path / "arguments.yaml")
     assert load_arguments(tmp_path / "arguments.yaml", []) == arguments
+
+
+def test_a_field_that_is_newer_than_the_run_has_changed_only_if_set(tmp_path):
+    path = tmp_path / "arguments.yaml"
+    save_arguments(make(), path)
+    path.write_text("".join(line for line in path.open() if not line.startswith("layer_decay")))
+    assert changed_fields(make(), path) == []
+    assert changed_fields(make(layer_decay=0.5, batch_size=3), path) == ["batch_size", "layer_decay"]
 
 
 def test_overrides_replace_fields_and_reach_into_dictionaries(config):
@@ -72,7 +81,7 @@ def test_impossible_overrides_are_refused(override, message, config):
         ("", "must hold"),
         ("- a", "must hold"),
         ("a: [", "not valid YAML"),
-        ("corpus: here", "output_dir, model, processor"),
+        ("corpus: here", "output_dir must be given"),
     ],
 )
 def test_files_that_are_no_configuration_are_refused(text, message, tmp_path):
@@ -93,6 +102,9 @@ def test_a_missing_file_names_its_nearest_neighbour(config):
         ("learning_rate", 1, 1.0),
         ("muon_learning_rate", None, None),
         ("max_steps", 5, 5),
+        ("trainable_speech_layers", 0, 0),
+        ("layer_decay", "5e-1", 0.5),
+        ("vision_lora", {"r": 4}, {"r": 4}),
         ("mixed_precision", False, "no"),
     ],
 )
@@ -117,6 +129,8 @@ def test_values_that_fit_are_taken(name, value, expected):
         ("attention", False),
         ("model", [1]),
         ("corpus", 5),
+        ("trainable_vision_layers", "all"),
+        ("speech_lora", True),
     ],
 )
 def test_values_of_another_type_are_refused_by_name(name, value):
@@ -136,6 +150,14 @@ def test_values_of_another_type_are_refused_by_name(name, value):
         {"evaluation_batch_size": 0},
         {"queue_size": -1},
         {"num_workers": -1},
+        {"learning_rate": 0},
+        {"muon_learning_rate": 0.0},
+        {"speech_learning_rate": -1e-4},
+        {"vision_learning_rate": 0},
+        {"trainable_speech_layers": -1},
+        {"trainable_vision_layers": -1},
+        {"layer_decay": 0},
+        {"layer_decay": 1.1},
         {"momentum": 1.0},
         {"alpha": 1.5},
         {"alpha": -0.1},

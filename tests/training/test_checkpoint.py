@@ -1,30 +1,47 @@
 from __future__ import annotations
 
+import json
 import random
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from speech_image_retrieval.training import checkpoint as checkpoint_module
 from speech_image_retrieval.training.arguments import ArgumentError
 from speech_image_retrieval.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from speech_image_retrieval.training.digest import weights_digest
+from speech_image_retrieval.training.optimizers import build_optimizers
+from speech_image_retrieval.training.setup import build_model, build_objective
 from torch import nn
 
 
 class Shared(nn.Module):
-    """Two views of one parameter, as a teacher shares what its student froze, and a buffer."""
+    """A student with a frozen part, a teacher that shares it and moves another of its own, and a buffer."""
 
     def __init__(self, width: int = 3):
         super().__init__()
-        self.student = nn.Linear(width, 2)
-        self.teacher = nn.Linear(width, 2)
-        self.teacher.weight = self.student.weight
+        self.model = nn.ModuleDict({"frozen": nn.Linear(width, width), "head": nn.Linear(width, 2)})
+        self.model["frozen"].requires_grad_(False)
+        self.teacher = nn.ModuleDict({"frozen": self.model["frozen"], "head": nn.Linear(width, 2)}).requires_grad_(
+            False
+        )
         self.register_buffer("empty", torch.empty(0))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.model["head"](self.model["frozen"](inputs))
 
 
 def optimizers_of(module: Shared, lr: float) -> list[torch.optim.Optimizer]:
-    matrix, *others = module.parameters()
-    return [torch.optim.AdamW(others, lr=lr), torch.optim.Muon([matrix], lr=lr)]
+    head = module.model["head"]
+    return [torch.optim.AdamW([head.bias], lr=lr), torch.optim.Muon([head.weight], lr=lr)]
+
+
+def same_frozen_weights(module: Shared) -> Shared:
+    """A new run of the same configuration: other weights, but for what is loaded from a pretrained backbone."""
+    other = Shared()
+    other.model["frozen"].load_state_dict(module.model["frozen"].state_dict())
+    return other
 
 
 def trained(steps: int = 3) -> tuple[Shared, list[torch.optim.Optimizer]]:
@@ -37,10 +54,12 @@ def trained(steps: int = 3) -> tuple[Shared, list[torch.optim.Optimizer]]:
 
 
 def step(module: Shared, optimizers: list[torch.optim.Optimizer]) -> None:
-    module.student(torch.randn(4, 3)).square().sum().backward()
+    module(torch.randn(4, 3)).square().sum().backward()
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
+    with torch.no_grad():
+        module.teacher["head"].weight.lerp_(module.model["head"].weight, 0.5)
 
 
 def test_a_restored_run_continues_bit_for_bit(tmp_path):
@@ -50,12 +69,12 @@ def test_a_restored_run_continues_bit_for_bit(tmp_path):
     assert folder == tmp_path / "checkpoint-3"
     step(module, optimizers)
 
-    other = Shared()
+    other = same_frozen_weights(module)
     other_optimizers = optimizers_of(other, lr=0.1)
     restored, extra = load_checkpoint(folder, other, other_optimizers)
     assert restored == progress
     assert extra["order"].tolist() == [4, 2]
-    assert other.teacher.weight is other.student.weight
+    assert other.teacher["frozen"] is other.model["frozen"]
     step(other, other_optimizers)
     for name, part in module.state_dict().items():
         assert torch.equal(other.state_dict()[name], part), name
@@ -138,8 +157,9 @@ def test_nothing_is_pickled(tmp_path):
 
 
 def test_a_lower_learning_rate_takes_effect_on_resume(tmp_path):
-    folder = save_checkpoint(tmp_path, *trained(), {"step": 3}, {})
-    other = Shared()
+    module, optimizers = trained()
+    folder = save_checkpoint(tmp_path, module, optimizers, {"step": 3}, {})
+    other = same_frozen_weights(module)
     optimizers = optimizers_of(other, lr=0.01)
     load_checkpoint(folder, other, optimizers)
     assert [group["lr"] for optimizer in optimizers for group in optimizer.param_groups] == [0.01, 0.01]
@@ -147,7 +167,119 @@ def test_a_lower_learning_rate_takes_effect_on_resume(tmp_path):
 
 
 def test_a_checkpoint_of_other_optimizers_is_refused(tmp_path):
-    folder = save_checkpoint(tmp_path, *trained(), {"step": 3}, {})
-    other = Shared()
+    module, optimizers = trained()
+    folder = save_checkpoint(tmp_path, module, optimizers, {"step": 3}, {})
+    other = same_frozen_weights(module)
     with pytest.raises(ArgumentError, match="another optimizer or with other layers frozen"):
-        load_checkpoint(folder, other, [torch.optim.AdamW(other.parameters())])
+        load_checkpoint(folder, other, [torch.optim.AdamW(other.model["head"].parameters())])
+
+
+def test_frozen_weights_are_not_written_and_nothing_is_written_twice(tmp_path):
+    folder = save_checkpoint(tmp_path, *trained(), {"step": 3}, {})
+    heads = {f"{of}.head.{name}" for of in ("model", "teacher") for name in ("weight", "bias")}
+    assert set(load_file(folder / "objective.safetensors")) == {*heads, "empty"}
+
+
+def test_a_module_without_frozen_weights_is_written_whole(tmp_path):
+    module, optimizers = trained()
+    module.model.requires_grad_(True)
+    folder = save_checkpoint(tmp_path, module, optimizers, {"step": 3}, {})
+    names = {name for name in module.state_dict() if not name.startswith("teacher.frozen")}
+    assert set(load_file(folder / "objective.safetensors")) == names
+    other = Shared()
+    other.model.requires_grad_(True)
+    load_checkpoint(folder, other, optimizers_of(other, lr=0.1))
+    assert all(torch.equal(other.state_dict()[name], part) for name, part in module.state_dict().items())
+
+
+def test_other_frozen_weights_are_refused_and_nothing_is_touched(tmp_path):
+    module, optimizers = trained()
+    folder = save_checkpoint(tmp_path, module, optimizers, {"step": 3}, {})
+    other = same_frozen_weights(module)
+    with torch.no_grad():
+        other.model["frozen"].weight[0, 0] += 1e-6
+    before = {name: part.clone() for name, part in other.state_dict().items()}
+    with pytest.raises(ArgumentError, match="other weights of the frozen layers") as caught:
+        load_checkpoint(folder, other, optimizers_of(other, lr=0.1))
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(part, before[name]) for name, part in other.state_dict().items())
+
+
+@pytest.mark.parametrize("change", ["missing", "unexpected", "frozen", "shape"])
+def test_a_checkpoint_with_other_tensors_is_refused(change, tmp_path):
+    module, optimizers = trained()
+    folder = save_checkpoint(tmp_path, module, optimizers, {"step": 3}, {})
+    tensors = load_file(folder / "objective.safetensors")
+    if change == "missing":
+        del tensors["teacher.head.bias"]
+    else:
+        name = {"unexpected": "model.tail.bias", "frozen": "model.frozen.bias", "shape": "model.head.bias"}[change]
+        tensors[name] = torch.zeros(5)
+    save_file(tensors, folder / "objective.safetensors")
+    with pytest.raises(ArgumentError, match="another model, queue or teacher"):
+        load_checkpoint(folder, module, optimizers)
+
+
+def test_a_checkpoint_from_before_the_digest_brings_its_frozen_weights(tmp_path):
+    module, optimizers = trained()
+    folder = save_checkpoint(tmp_path, module, optimizers, {"step": 3}, {})
+    whole = {name: part.clone() for name, part in module.state_dict().items()}
+    save_file(whole, folder / "objective.safetensors")
+    state = json.loads((folder / "state.json").read_text())
+    del state["frozen"]
+    (folder / "state.json").write_text(json.dumps(state))
+    other = Shared()
+    load_checkpoint(folder, other, optimizers_of(other, lr=0.1))
+    assert all(torch.equal(other.state_dict()[name], part) for name, part in whole.items())
+
+
+def test_a_run_with_lora_and_a_teacher_resumes_into_the_same_model(make_arguments, tmp_path):
+    lora = {"r": 2, "target_modules": ["q_proj"]}
+    arguments = make_arguments(tmp_path, speech_lora=lora, trainable_vision_layers=1)
+
+    def run() -> tuple[nn.Module, list[torch.optim.Optimizer]]:
+        torch.manual_seed(0)
+        model = build_model(arguments, torch.device("cpu"))
+        return build_objective(arguments, model, train_rows=8), build_optimizers(arguments, model)
+
+    objective, optimizers = run()
+    with torch.no_grad():
+        for parameter in objective.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    objective.teacher.update(objective.model, 1)
+    folder = save_checkpoint(tmp_path, objective, optimizers, {"step": 1}, {})
+    names = set(load_file(folder / "objective.safetensors"))
+    for of in ("model", "teacher.model"):
+        backbones = [name for name in names if name.startswith((f"{of}.speech_backbone", f"{of}.vision_backbone"))]
+        assert all(".lora_" in name or ".layers.1." in name or "post_layernorm" in name for name in backbones)
+        assert len(backbones) > 10
+    other, other_optimizers = run()
+    load_checkpoint(folder, other, other_optimizers)
+    for name, part in objective.state_dict().items():
+        assert torch.equal(other.state_dict()[name], part), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_a_digest_tells_weights_apart(dtype):
+    def digest(**changes):
+        weights = {"a": torch.ones(2, 3), "b": torch.zeros(()), "c": torch.empty(0)}
+        weights = {name: part.to(dtype) for name, part in weights.items()} | changes
+        return weights_digest(weights.items())
+
+    other = torch.ones(2, 3).to(dtype)
+    other[1, 2] = 0
+    strided = torch.ones(3, 2).to(dtype).T
+    assert digest() == digest() == digest(a=strided) == digest(a=nn.Parameter(strided, requires_grad=False))
+    changes = [
+        {"a": other},
+        {"a": strided.T},
+        {"a": torch.ones(2, 3).half()},
+        {"b": torch.ones(()).to(dtype)},
+        {"d": other},
+    ]
+    digests = [digest(), *(digest(**change) for change in changes)]
+    assert len(set(digests)) == len(digests)
+    one, two = torch.ones(2).to(dtype), torch.zeros(2).to(dtype)
+    assert weights_digest([("a", one), ("b", two)]) == weights_digest([("b", two), ("a", one)])
+    assert weights_digest([("a", one), ("b", two)]) != weights_digest([("a", two), ("b", one)])

@@ -43,7 +43,7 @@ def test_a_batch_is_what_the_processor_makes_of_its_rows(split, processor):
     assert len(set(batch.speech["attention_mask"].sum(1).tolist())) > 1
     for place, row in enumerate(rows):
         alone = processor(audio=[split[row]["audio"]], images=[split[row]["image"]])
-        torch.testing.assert_close(batch.pixel_values[place], alone.pop("pixel_values")[0])
+        torch.testing.assert_close(batch.image["pixel_values"][place], alone.pop("pixel_values")[0])
         mask = alone["attention_mask"][0]
         assert batch.speech["attention_mask"][place].sum() == mask.sum()
         (name,) = set(batch.speech) - {"attention_mask"}
@@ -73,8 +73,8 @@ def test_cached_examples_are_the_same_the_second_time_and_decoded_once(split, pr
     for name, part in fresh["speech"].items():
         torch.testing.assert_close(first["speech"][name].to(part.dtype), part, atol=2e-3, rtol=2e-3)
     batch = Collator(processor.time_axis)([first])
-    assert batch.pixel_values.dtype == torch.float32
-    torch.testing.assert_close(batch.pixel_values[0], fresh["pixel_values"], atol=2e-3, rtol=2e-3)
+    assert batch.image["pixel_values"].dtype == torch.float32
+    torch.testing.assert_close(batch.image["pixel_values"][0], fresh["image"]["pixel_values"], atol=2e-3, rtol=2e-3)
 
 
 def test_the_cache_keeps_every_rows_own_speech(split, processor):
@@ -85,8 +85,8 @@ def test_the_cache_keeps_every_rows_own_speech(split, processor):
             torch.testing.assert_close(cached[row]["speech"][name].to(part.dtype), part, atol=2e-3, rtol=2e-3)
 
 
-def test_speech_bytes_order_rows_by_duration_wherever_the_speech_is(split, processor, tmp_path):
-    sizes = SpokenCaptions(split, processor).speech_bytes()
+def test_speech_sizes_order_rows_by_duration_wherever_the_speech_is(split, processor, tmp_path):
+    sizes = SpokenCaptions(split, processor).speech_sizes()
     assert sizes.tolist() == [len(row["audio"]["bytes"]) for row in split]
 
     def to_file(row, number):
@@ -96,7 +96,7 @@ def test_speech_bytes_order_rows_by_duration_wherever_the_speech_is(split, proce
 
     features = split.features
     files = split.map(to_file, with_indices=True, features=features)
-    assert SpokenCaptions(files, processor).speech_bytes().tolist() == sizes.tolist()
+    assert SpokenCaptions(files, processor).speech_sizes().tolist() == sizes.tolist()
 
 
 def test_unusable_speech_names_its_caption(split, processor):
@@ -129,7 +129,7 @@ def test_a_batch_with_split_clips_is_what_the_processor_makes_of_its_rows(split,
     assert set(batch.speech) == set(expected)
     for name, part in expected.items():
         torch.testing.assert_close(batch.speech[name], part)
-    assert len(batch.pixel_values) == len(batch.image_ids) == len(rows)
+    assert len(batch.image["pixel_values"]) == len(batch.image_ids) == len(rows)
     whole = [row for row in rows if "chunk_clips" not in examples[row]["speech"]]
     assert whole and "chunk_clips" not in Collator(chunking.time_axis)([examples[row] for row in whole]).speech
 
@@ -137,7 +137,7 @@ def test_a_batch_with_split_clips_is_what_the_processor_makes_of_its_rows(split,
 def test_cached_chunks_are_those_of_the_first_time(split, chunking):
     cached, plain = SpokenCaptions(split, chunking, cache=True), SpokenCaptions(split, chunking)
     collate = Collator(chunking.time_axis)
-    sizes = plain.speech_bytes()
+    sizes = plain.speech_sizes()
     rows = [int(sizes.argmax()), int(sizes.argmin())]
     cached[rows[0]]
     first, second = (collate([examples[row] for row in rows]).speech for examples in (cached, plain))
@@ -148,7 +148,7 @@ def test_cached_chunks_are_those_of_the_first_time(split, chunking):
 
 
 def test_training_hears_another_crop_of_long_speech_every_epoch(split, chunking):
-    longest = int(SpokenCaptions(split, chunking).speech_bytes().argmax())
+    longest = int(SpokenCaptions(split, chunking).speech_sizes().argmax())
     name = chunking.feature_extractor.model_input_names[0]
 
     def crops(seed: int, row: int = longest) -> list[torch.Tensor]:
@@ -173,7 +173,7 @@ def test_a_crop_is_a_part_of_its_clip(split, make_arguments, tmp_path):
     extractor = {**arguments.processor["feature_extractor"], "do_normalize": False}
     arguments.processor = {**arguments.processor, "feature_extractor": extractor, "min_seconds": 0.05}
     processor = build_processor(arguments)
-    row = int(SpokenCaptions(split, processor).speech_bytes().argmax())
+    row = int(SpokenCaptions(split, processor).speech_sizes().argmax())
     whole = SpokenCaptions(split, processor)[row]["speech"]["input_values"][0]
     processor.max_seconds = 0.15
     crop = SpokenCaptions(split, processor, crop_seed=3)[row]["speech"]["input_values"][0]
@@ -190,7 +190,7 @@ def test_speech_that_fits_is_not_cropped(split, processor):
 
 def test_a_batch_may_mix_cached_and_cropped_speech(split, chunking):
     examples = SpokenCaptions(split, chunking, cache=True, crop_seed=0)
-    sizes = examples.speech_bytes()
+    sizes = examples.speech_sizes()
     rows = [int(sizes.argmin()), int(sizes.argmax())]
     for order in (rows, rows[::-1]):
         speech = Collator(chunking.time_axis)([examples[row] for row in order]).speech

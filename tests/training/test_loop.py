@@ -216,7 +216,7 @@ def test_without_sim_nothing_is_reranked(make_arguments, tmp_path):
 
 
 def test_frozen_parts_stay_and_the_others_move(make_arguments, tmp_path):
-    trainer = Trainer(make_arguments(tmp_path, frozen_speech_layers=1, frozen_vision_layers=-1, max_steps=2))
+    trainer = Trainer(make_arguments(tmp_path, trainable_speech_layers=1, trainable_vision_layers=0, max_steps=2))
     before = {name: part.detach().clone() for name, part in trainer.objective.model.named_parameters()}
     trainer.run()
     moved = {n for n, part in trainer.objective.model.named_parameters() if not torch.equal(part, before[n])}
@@ -242,7 +242,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_and_says_what_to_do(make_ar
 
     def poisoned(self, micro_batches):
         if self.step == 4:
-            micro_batches[0].pixel_values.fill_(torch.nan)
+            micro_batches[0].image["pixel_values"].fill_(torch.nan)
         return original(self, micro_batches)
 
     with monkeypatch.context() as patched:

@@ -8,6 +8,7 @@ from speech_image_retrieval.modeling.configuration_speech_image_retrieval import
 )
 from speech_image_retrieval.modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
 from speech_image_retrieval.training.momentum import MomentumTeacher
+from speech_image_retrieval.training.setup import build_model
 from torch import nn
 from transformers import HubertConfig, ViTConfig
 
@@ -98,14 +99,17 @@ def test_it_stays_in_evaluation_mode_inside_a_module_that_trains(student):
     assert student.training
     assert not any(module.training for module in teacher.modules())
     speech, images = {"input_values": torch.randn(4, 3, 4)}, torch.randn(4, 2, 4)
-    first, second = teacher.embed(speech, images), outer["teacher"].embed(speech, images)
+    first, second = (
+        teacher.embed(speech, {"pixel_values": images}),
+        outer["teacher"].embed(speech, {"pixel_values": images}),
+    )
     assert torch.equal(first[0], second[0]), "dropout or batch statistics are on"
     assert teacher.model.norm.num_batches_tracked == 0
 
 
 def test_its_embeddings_carry_no_gradient(student):
     teacher = MomentumTeacher(student, 0.9)
-    for embeds in teacher.embed({"input_values": torch.randn(2, 3, 4)}, torch.randn(2, 2, 4)):
+    for embeds in teacher.embed({"input_values": torch.randn(2, 3, 4)}, {"pixel_values": torch.randn(2, 2, 4)}):
         assert not embeds.requires_grad
         torch.testing.assert_close(embeds.norm(dim=1), torch.ones(2))
 
@@ -145,9 +149,68 @@ def test_a_teacher_of_the_real_model_embeds_as_its_student_does_and_moves():
     waves, images = {"input_values": torch.randn(2, 400)}, torch.randn(2, 3, 8, 8)
     model.eval()
     expected = model.get_speech_features(**waves).pooler_output, model.get_image_features(images).pooler_output
-    for ours, theirs in zip(teacher.embed(waves, images), expected, strict=True):
+    for ours, theirs in zip(teacher.embed(waves, {"pixel_values": images}), expected, strict=True):
         assert torch.equal(ours, theirs)
     train_a_little(model)
     teacher.update(model, 1)
-    assert not torch.equal(teacher.embed(waves, images)[0], expected[0])
+    assert not torch.equal(teacher.embed(waves, {"pixel_values": images})[0], expected[0])
     assert not any("multimodal_encoder" in name or "matching_head" in name for name in teacher.state_dict())
+
+
+def storage_bytes(*modules: nn.Module) -> int:
+    """Bytes that the parameters and buffers of all modules hold together, shared ones once."""
+    tensors = [part for module in modules for part in (*module.parameters(), *module.buffers())]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+LORA = {"r": 2, "target_modules": ["q_proj"]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"trainable_speech_layers": 0, "trainable_vision_layers": 0},
+        {"trainable_speech_layers": 1, "trainable_vision_layers": 0},
+        {"trainable_vision_layers": 2, "speech_lora": LORA},
+    ],
+    ids=str,
+)
+def test_student_and_teacher_together_hold_twice_only_what_trains(changes, make_arguments, tmp_path):
+    model = build_model(make_arguments(tmp_path, **changes), torch.device("cpu"))
+    alone = storage_bytes(model)
+    teacher = MomentumTeacher(model, 0.9)
+    without_teacher = ("multimodal_encoder", "matching_head")
+    copied = sum(
+        part.untyped_storage().nbytes()
+        for name, part in model.named_parameters()
+        if part.requires_grad and not name.startswith(without_teacher)
+    )
+    copied += sum(
+        buffer.untyped_storage().nbytes()
+        for backbone in (model.speech_backbone, model.vision_backbone)
+        if any(part.requires_grad for part in backbone.parameters())
+        for buffer in backbone.buffers()
+    )
+    assert copied < alone
+    assert storage_bytes(model, teacher) == alone + copied
+
+
+def test_a_backbone_that_does_not_train_is_one_module_in_both(make_arguments, tmp_path):
+    model = build_model(make_arguments(tmp_path, trainable_vision_layers=0), torch.device("cpu"))
+    teacher = MomentumTeacher(model, 0.9)
+    assert teacher.model.vision_backbone is model.vision_backbone
+    assert teacher.model.speech_backbone is not model.speech_backbone
+
+
+def test_what_is_shared_embeds_as_in_evaluation_and_its_buffers_stay(student):
+    student.backbone = nn.Sequential(student.backbone, nn.Dropout(0.5)).requires_grad_(False)
+    student.backbone.register_buffer("statistics", torch.ones(2))
+    teacher = MomentumTeacher(student, 0.9)
+    speech, images = {"input_values": torch.randn(4, 3, 4)}, torch.randn(4, 2, 4)
+    first = teacher.embed(speech, {"pixel_values": images})[0]
+    student.train()
+    assert torch.equal(teacher.embed(speech, {"pixel_values": images})[0], first)
+    version = student.backbone.statistics._version
+    teacher.update(student, 1)
+    assert student.backbone.statistics._version == version

@@ -26,7 +26,7 @@ def random_batch(image_ids: list[int], first_row: int = 0) -> Batch:
     mask[:, 0] = True
     return Batch(
         speech={"input_values": torch.randn(size, 3, FEATURES), "attention_mask": mask},
-        pixel_values=torch.randn(size, 2, FEATURES),
+        image={"pixel_values": torch.randn(size, 2, FEATURES)},
         image_ids=torch.tensor(image_ids),
         rows=torch.arange(first_row, first_row + size),
     )
@@ -131,7 +131,7 @@ def test_negatives_are_drawn_by_the_current_similarities_of_the_batch(monkeypatc
     fast(batch)
     student = SlowObjective(fast.model, None, None, (1, 1, 1)).student
     speech = [student.embedding("speech_encoder", list(item.double())) for item in batch.speech["input_values"]]
-    image = [student.embedding("image_encoder", list(item.double())) for item in batch.pixel_values]
+    image = [student.embedding("image_encoder", list(item.double())) for item in batch.image["pixel_values"]]
     ids = batch.image_ids.tolist()
     for measured, queries, columns in zip(draws.probabilities(), (speech, image), (image, speech), strict=True):
         for row, query in enumerate(queries):
@@ -155,7 +155,7 @@ def test_micro_batches_of_one_step_see_the_same_queue_and_teacher_and_are_enqueu
     fast.after_step(1)
     teacher = copy.deepcopy(fast.teacher.model.state_dict())
     first, second = random_batch([0, 1, 2]), random_batch([3, 4], first_row=3)
-    embeds = [fast.teacher.embed(batch.speech, batch.pixel_values) for batch in (first, second)]
+    embeds = [fast.teacher.embed(batch.speech, batch.image) for batch in (first, second)]
     alone = fast(second, alpha=0.4).contrastive
     fast._to_enqueue.clear()
     fast(first)
@@ -218,7 +218,7 @@ def test_the_temperature_stays_within_albefs_bounds(start, end):
 
 def test_embeddings_that_are_not_finite_stop_the_run():
     fast, batch = build(None, None), random_batch([0, 1])
-    batch.pixel_values[1] = torch.nan
+    batch.image["pixel_values"][1] = torch.nan
     with pytest.raises(FloatingPointError, match="not finite"):
         fast(batch)
 

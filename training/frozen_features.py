@@ -1,0 +1,248 @@
+"""Frozen backbones run once over a corpus: afterwards their hidden states stand in for recordings and pictures.
+
+What comes before a backbone's last hidden state, that is augmentation of waveforms or pixels, random crops and masking
+inside the backbone, cannot act on features that are read from a cache: with a cache it is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from rich.progress import Progress, TimeElapsedColumn
+from torch import Tensor, nn
+from transformers import BatchFeature
+
+from ..corpora.schema import CorpusError
+from ..evaluation.embedding import encoded_size, inference, inputs_for, read_batch
+from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
+from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
+from .arguments import ArgumentError
+from .digest import weights_digest
+from .feature_cache import FeatureCache, filled_cache, missing_rows
+from .momentum import is_frozen
+
+FORMAT = 1  # of what a cache holds; raise it when the same key would give other features
+
+# What a configuration says of its checkpoint and not of the model.
+_NO_ARCHITECTURE = ("_name_or_path", "architectures", "auto_map", "dtype", "transformers_version")
+_BATCH = 64
+
+
+class FeatureRows(Sequence):
+    """A split whose `audio` or `image` are features where these are cached; all else is the split's.
+
+    Args:
+        speech: (tokens, layers, width) features by row. images: by picture. None leaves the media.
+        pictures: (rows,) int64, the picture of each row.
+    """
+
+    def __init__(self, split: Dataset, speech: FeatureCache | None, images: FeatureCache | None, pictures: Tensor):
+        self.column_names = split.column_names
+        cached = {"audio": speech, "image": images}
+        self._cached = {name: cache for name, cache in cached.items() if cache and name in self.column_names}
+        self.speech = speech
+        self._pictures = pictures
+        self._split = split
+        self._rest = split.remove_columns(list(self._cached))
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, row: int | str) -> Any:
+        """A row, or a column that is not cached."""
+        if isinstance(row, str):
+            return self._rest[row]
+        example = dict(self._rest[row]) if self._rest.column_names else {}
+        for name, cache in self._cached.items():
+            example[name] = cache[row if name == "audio" else int(self._pictures[row])]
+        return example
+
+    def select_columns(self, names: list[str]) -> FeatureRows:
+        """The same rows with fewer columns."""
+        cached = self._cached
+        return FeatureRows(self._split.select_columns(names), cached.get("audio"), cached.get("image"), self._pictures)
+
+
+class FeatureProcessor:
+    """A processor that also takes features from a cache, and gives what the model takes as `backbone_features`."""
+
+    def __init__(self, processor: SpeechImageRetrievalProcessor):
+        self._processor = processor
+        self.sampling_rate, self.max_seconds = processor.sampling_rate, processor.max_seconds  # for crops
+
+    def __call__(
+        self, audio: list[Any] | None = None, images: list[Any] | None = None, return_tensors: str = "pt"
+    ) -> BatchFeature:
+        if audio is not None and isinstance(audio[0], Tensor):
+            lengths = torch.tensor([len(features) for features in audio])
+            mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+            padded = nn.utils.rnn.pad_sequence(audio, batch_first=True).float()
+            return BatchFeature({"backbone_features": padded, "attention_mask": mask})
+        if images is not None and isinstance(images[0], Tensor):
+            return BatchFeature({"backbone_features": torch.stack(images).float()})
+        return self._processor(audio=audio, images=images, return_tensors=return_tensors)
+
+
+def distinct_pictures(split: Dataset) -> tuple[Tensor, list[int]]:
+    """Which picture every row shows, by path or content, and the row where each picture is first shown.
+
+    Returns:
+        (rows,) int64 numbers of pictures in the order of their first rows, and those rows.
+    """
+    numbers: dict[str, int] = {}
+    of_row, first_rows = [], []
+    for row, image in enumerate(split.select_columns(["image"])["image"]):
+        name = image["path"] if image["bytes"] is None else hashlib.blake2b(image["bytes"]).hexdigest()
+        if name not in numbers:
+            numbers[name] = len(numbers)
+            first_rows.append(row)
+        of_row.append(numbers[name])
+    return torch.tensor(of_row), first_rows
+
+
+def cached_rows(
+    model: SpeechImageRetrievalModel,
+    processor: SpeechImageRetrievalProcessor,
+    split: Dataset,
+    name: str,
+    corpus: str | Path,
+    *,
+    precision: str,
+    autocast: Callable[[], AbstractContextManager],
+) -> FeatureRows:
+    """The rows of a split with features in place of the media of each frozen backbone, computed where missing.
+
+    They are kept beside the corpus, in `CORPUS.features/`, in a folder for each split and backbone that is named by a
+    digest of weights, preprocessing and corpus, and found again by every run whose backbone and corpus are the same.
+
+    Args:
+        name: of the split. corpus: the corpus' folder.
+        precision: what `autocast` computes in; part of the digest.
+
+    Raises:
+        ArgumentError: neither backbone is frozen, or a cache is damaged.
+        CorpusError: a recording or a picture cannot be used.
+    """
+    pictures, first_rows = distinct_pictures(split)
+    sides = {
+        "audio": _Side(
+            model.speech_backbone,
+            split.select_columns(["audio", "caption_id"]),
+            {
+                "preprocessing": _preprocessing(processor, "image_processor"),
+                "layers": model.speech_layers,
+                "pooling": model.config.speech_pooling,
+            },
+            partial(_encode_speech, model),
+        ),
+        "image": _Side(
+            model.vision_backbone,
+            split.select_columns(["image", "caption_id"]).select(first_rows),
+            {"preprocessing": _preprocessing(processor, "feature_extractor")},
+            partial(_encode_images, model),
+        ),
+    }
+    folder = Path(corpus).absolute()
+    folder = folder.with_name(f"{folder.name}.features")
+    caches = {}
+    for column, side in sides.items():
+        if is_frozen(side.backbone):
+            key = {"format": FORMAT, "split": name, "media": column, "precision": precision, **side.key()}
+            key["corpus"] = _corpus_digest(split._fingerprint, side.media[column])
+            with inference(model), autocast():
+                caches[column] = _filled(folder, key, side, processor, column)
+    if not caches:
+        raise ArgumentError(
+            "feature_cache keeps what frozen backbones see and hear, and none is frozen: set "
+            "trainable_speech_layers=0 or trainable_vision_layers=0, or feature_cache=false."
+        )
+    return FeatureRows(split, caches.get("audio"), caches.get("image"), pictures)
+
+
+@dataclass
+class _Side:
+    """One backbone: its media with the captions that name them, and how they become features."""
+
+    backbone: nn.Module
+    media: Dataset
+    settings: dict[str, Any]
+    encode: Callable[[dict[str, Tensor]], list[Tensor]]
+
+    def key(self) -> dict[str, Any]:
+        config = self.backbone.config.to_dict()
+        return {
+            "backbone": _plain({name: value for name, value in config.items() if name not in _NO_ARCHITECTURE}),
+            "weights": weights_digest(self.backbone.state_dict().items()),
+            **self.settings,
+        }
+
+
+def _filled(
+    folder: Path, key: dict[str, Any], side: _Side, processor: SpeechImageRetrievalProcessor, column: str
+) -> FeatureCache:
+    digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=8).hexdigest()
+    folder = folder / f"{key['split']}-{column}-{digest}"
+    missing = missing_rows(folder, len(side.media))
+    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=Console(stderr=True)) as progress:
+        task = progress.add_task(f"{column} features, {key['split']}", total=missing, visible=missing > 0)
+
+        def compute(rows: range) -> list[Tensor]:
+            examples = side.media[rows.start : rows.stop]
+            named = list(zip(map(repr, examples["caption_id"]), examples[column], strict=True))
+            found: dict[int, Tensor] = {}
+            # Clips of similar length share a batch: less padding.
+            order = sorted(range(len(named)), key=lambda place: -encoded_size(named[place][1]))
+            for start in range(0, len(order), _BATCH):
+                places = order[start : start + _BATCH]
+                modality = "audio" if column == "audio" else "images"
+                try:
+                    inputs = read_batch(processor, modality, [named[place] for place in places])
+                except ValueError as error:
+                    raise CorpusError(str(error)) from error
+                found |= zip(places, side.encode(inputs), strict=True)
+                progress.advance(task, len(places))
+            return [found[place] for place in range(len(named))]
+
+        return filled_cache(folder, key, len(side.media), compute)
+
+
+def _encode_speech(model: SpeechImageRetrievalModel, inputs: dict[str, Tensor]) -> list[Tensor]:
+    features, mask = model.get_speech_backbone_features(**inputs_for(model, inputs))
+    return [clip[valid].to("cpu", torch.bfloat16) for clip, valid in zip(features, mask, strict=True)]
+
+
+def _encode_images(model: SpeechImageRetrievalModel, inputs: dict[str, Tensor]) -> list[Tensor]:
+    return list(model.get_image_backbone_features(**inputs_for(model, inputs)).to("cpu", torch.bfloat16).clone())
+
+
+def _preprocessing(processor: SpeechImageRetrievalProcessor, other: str) -> dict[str, Any]:
+    """The processor's settings without those of the other modality."""
+    settings = processor.to_dict()
+    return _plain({name: value for name, value in settings.items() if name not in (other, "auto_map")})
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(values, default=str))
+
+
+def _corpus_digest(fingerprint: str, media: Sequence[dict[str, Any]]) -> str:
+    """Of the split as `datasets` identifies it, and of the size and time of every file that its media name."""
+    digest = hashlib.blake2b(fingerprint.encode(), digest_size=16)
+    for path in sorted({item["path"] for item in media if item["bytes"] is None and item["path"]}):
+        file = Path(path)
+        status = file.stat() if file.is_file() else None  # a missing file is reported when it is read
+        digest.update(f"{path} {status and (status.st_size, status.st_mtime_ns)}".encode())
+    return digest.hexdigest()
+
+
+__all__ = ["FeatureProcessor", "FeatureRows", "cached_rows", "distinct_pictures"]
