@@ -2,6 +2,7 @@
 
 accelerate launch train.py configs/spoken_shapes.yaml
 python train.py configs/spoken_shapes.yaml learning_rate=5e-4 model.projection_dim=128
+python train.py configs/spoken_coco.yaml --dry-run batch_size=32
 """
 
 from __future__ import annotations
@@ -18,12 +19,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="replaces a field of the file")
-    options = parser.parse_args()
+    parser.add_argument("--dry-run", action="store_true", help="only tell what would train, and the memory it needs")
+    options = parser.parse_intermixed_args()  # field=value on both sides of --dry-run
     try:
         arguments = load_arguments(options.config, options.overrides)
-        from speech_image_retrieval.training.loop import Trainer  # after the arguments: torch takes seconds to import
+        # After the arguments: torch takes seconds to import.
+        if options.dry_run:
+            from speech_image_retrieval.training.dry_run import print_dry_run
 
-        Trainer(arguments).run()
+            print_dry_run(arguments)
+        else:
+            from speech_image_retrieval.training.loop import Trainer
+
+            Trainer(arguments).run()
     except (ArgumentError, CorpusError) as error:
         sys.exit(f"error: {error}")
 

@@ -158,7 +158,7 @@ def score_pairs(
             states, image_tokens = (part.to(model.device, model.dtype) for part in (states, image_states[pictures]))
             clip_of_pair, picture_of_pair = clip_of_pair.to(model.device), picture_of_pair.to(model.device)
             mask = mask.to(model.device)
-            scores = model.match(states[clip_of_pair], mask[clip_of_pair], image_tokens[picture_of_pair])
+            scores = model.match(states[clip_of_pair], mask[clip_of_pair], image_tokens, picture_of_pair)
             logits[batch] = scores.float().cpu()
     if logits.isnan().any():
         pair = int(logits.isnan().nonzero()[0])

@@ -110,12 +110,18 @@ class SpeechImageAttention(nn.Module):
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(
-        self, hidden_states: Tensor, source: Tensor, attention_mask: Tensor | None
+        self,
+        hidden_states: Tensor,
+        source: Tensor,
+        attention_mask: Tensor | None,
+        source_rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         query, key, value = (
             projection(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for projection, states in ((self.q_proj, hidden_states), (self.k_proj, source), (self.v_proj, source))
         )
+        if source_rows is not None:  # projected before they are repeated
+            key, value = key[source_rows], value[source_rows]
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         dropout = self.config.attention_dropout if self.training else 0.0
         output, weights = attention(self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout)
@@ -141,14 +147,18 @@ class SpeechImageLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: Tensor | None, image_states: Tensor | None = None
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        image_states: Tensor | None = None,
+        image_rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         normed = self.self_attention_norm(hidden_states)
         hidden_states = hidden_states + self.dropout(self.self_attention(normed, normed, attention_mask)[0])
         cross_weights = None
         if image_states is not None:
             normed = self.cross_attention_norm(hidden_states)
-            attended, cross_weights = self.cross_attention(normed, image_states, None)
+            attended, cross_weights = self.cross_attention(normed, image_states, None, image_rows)
             hidden_states = hidden_states + self.dropout(attended)
         normed = self.feed_forward_norm(hidden_states)
         return hidden_states + self.dropout(self.feed_forward(normed)), cross_weights
@@ -197,7 +207,11 @@ class SpeechImageEncoder(SpeechImageRetrievalPreTrainedModel):
         self.post_init()
 
     def forward(
-        self, hidden_states: Tensor, mask: Tensor, image_states: Tensor | None = None
+        self,
+        hidden_states: Tensor,
+        mask: Tensor,
+        image_states: Tensor | None = None,
+        image_rows: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         """(batch, tokens, width) states and (batch, tokens) mask to states and each layer's cross weights."""
         attention_mask = create_bidirectional_mask(
@@ -205,7 +219,7 @@ class SpeechImageEncoder(SpeechImageRetrievalPreTrainedModel):
         )
         cross_weights = []
         for layer in self.layers:
-            hidden_states, weights = layer(hidden_states, attention_mask, image_states)
+            hidden_states, weights = layer(hidden_states, attention_mask, image_states, image_rows)
             cross_weights.append(weights)
         return self.norm(hidden_states), tuple(cross_weights)
 
@@ -287,13 +301,18 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
         """
         composed = cls.config_from_backbones(speech, vision, qformer=qformer, hub_options=hub_options, **config)
         options = hub_options or {}
-        return cls(
-            composed,
-            load_speech_backbone(speech, composed.speech_config, **options),
-            load_vision_backbone(
-                vision, composed.vision_config, composed.qformer_config, composed.num_query_tokens, **options
-            ),
-        ).eval()
+        speech_backbone = load_speech_backbone(speech, composed.speech_config, **options)
+        vision_backbone = load_vision_backbone(
+            vision, composed.vision_config, composed.qformer_config, composed.num_query_tokens, **options
+        )
+        # One object for model and backbone, so that a setting of the one (attention, output of states) is the other's.
+        composed.speech_config = speech_backbone.config
+        if qformer:
+            composed.vision_config = vision_backbone.vision_model.config
+            composed.qformer_config = vision_backbone.qformer.config
+        else:
+            composed.vision_config = vision_backbone.config
+        return cls(composed, speech_backbone, vision_backbone).eval()
 
     @classmethod
     def config_from_backbones(
@@ -417,16 +436,20 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
         embeds = nn.functional.normalize(self.image_projection(states[:, 0]).float(), dim=-1)
         return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=embeds)
 
-    def match(self, speech_states: Tensor, speech_mask: Tensor, image_states: Tensor) -> Tensor:
+    def match(
+        self, speech_states: Tensor, speech_mask: Tensor, image_states: Tensor, image_rows: Tensor | None = None
+    ) -> Tensor:
         """Matching logits of pairs: row i pairs speech i with image i; above 0 means "they match".
 
         Args:
             speech_states: (pairs, tokens, hidden_size). speech_mask: (pairs, tokens), 0 on padding.
-            image_states: (pairs, tokens, hidden_size).
+            image_states: (pairs, tokens, hidden_size), or with `image_rows` (images, tokens, hidden_size).
+            image_rows: (pairs,) int64, the image of each pair. Cheaper than repeating `image_states` where several
+                pairs have the same image.
         Returns:
             (pairs,) float32.
         """
-        states, _ = self.multimodal_encoder(speech_states, speech_mask, image_states)
+        states, _ = self.multimodal_encoder(speech_states, speech_mask, image_states, image_rows)
         return self.matching_head(states[:, 0]).squeeze(-1).float()
 
     @can_return_tuple
@@ -489,7 +512,8 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
         scores = self.match(
             speech.last_hidden_state[speech_rows],
             speech.attention_mask[speech_rows],
-            image.last_hidden_state[image_rows],
+            image.last_hidden_state,
+            image_rows,
         )
         return contrastive_loss(logits, logits.T, targets, targets), matching_loss(scores, labels, weight)
 

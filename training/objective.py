@@ -102,7 +102,8 @@ class CoarseToFineObjective(nn.Module):
             scores = self.model.match(
                 speech.last_hidden_state[pairs.speech],
                 speech.attention_mask[pairs.speech],
-                image.last_hidden_state[pairs.image],
+                image.last_hidden_state,
+                pairs.image,
             )
             matched = pairwise_matching_loss(scores, pairs)
             listed = listwise_matching_loss(scores, pairs)

@@ -257,6 +257,7 @@ def test_match_scores_each_pair_by_itself_and_both_sides_count(kind):
     with torch.no_grad():
         scores = model.match(speech, mask, image)
         torch.testing.assert_close(model.match(speech[order], mask[order], image[order]), scores[order])
+        torch.testing.assert_close(model.match(speech, mask, image, order), model.match(speech, mask, image[order]))
         assert (model.match(speech, mask, image[order]) - scores).abs().min() > 1e-6
         assert (model.match(speech[order], mask[order], image) - scores).abs().min() > 1e-6
 
