@@ -155,9 +155,14 @@ def evaluate(
     score_rule: ScoreRuleOption = "sim",
     batch_size: BatchSizeOption = 64,
     language: Annotated[str | None, typer.Option(help="Only captions in this BCP-47 language.")] = None,
+    by: Annotated[
+        str | None, typer.Option(help="Also give the figures of spoken queries by `language` or by `speaker`.")
+    ] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Also write the report to this file.")] = None,
 ) -> None:
     """Measure retrieval in both directions, before and after re-ranking."""
+    if by not in (None, "language", "speaker"):
+        raise ValueError(f"--by takes language or speaker, not {by!r}.")
     rows = _load_split(corpus, split)
     rows = rows if language is None else _in_language(rows, language)
     from .evaluation import evaluate_retrieval, format_report
@@ -172,6 +177,7 @@ def evaluate(
         rerank_top_k=rerank_top_k,
         score_rule=score_rule,
         batch_size=batch_size,
+        group_by=by,
         progress=True,
     )
     if language is not None:

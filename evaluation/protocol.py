@@ -33,6 +33,7 @@ def evaluate_retrieval(
     pairs_per_batch: int = 256,
     states_dtype: torch.dtype | None = None,
     num_workers: int = 0,
+    group_by: str | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Measure retrieval on one split, in both directions.
@@ -43,6 +44,8 @@ def evaluate_retrieval(
         corpus, split: names for the report.
         rerank_top_k: candidates per query that the multimodal encoder re-ranks; 0 measures the coarse ranking only.
         score_rule, temperature, pairs_per_batch: see :func:`.reranking.rerank`.
+        group_by: a column, such as `language` or `speaker`, whose values divide the spoken queries, see
+            :func:`evaluate_encoded`.
         batch_size, states_dtype, num_workers: see :func:`.embedding.encode_speech`. States are kept in memory for the
             whole split: on a large one, float16 halves them.
 
@@ -78,6 +81,7 @@ def evaluate_retrieval(
         score_rule=score_rule,
         temperature=temperature,
         pairs_per_batch=pairs_per_batch,
+        groups=None if group_by is None else [str(value) for value in _Column(dataset, group_by)],
         progress=progress,
     )
 
@@ -94,6 +98,7 @@ def evaluate_encoded(
     score_rule: ScoreRule = "sim",
     temperature: float | None = None,
     pairs_per_batch: int = 256,
+    groups: Sequence[str] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Measure retrieval on features that are already there.
@@ -103,6 +108,8 @@ def evaluate_encoded(
         images: the distinct pictures; every one has a caption.
         image_of_caption: (captions,) int64, the place of each caption's picture in `images`.
         rerank_top_k: 0 needs no states.
+        groups: (captions,) a name for each spoken query; the figures of speech to image are then given for each group
+            of queries too, against the whole gallery.
 
     Returns:
         `protocol` (`rerank_top_k` is at most the larger of the two galleries), `speech_to_image` and
@@ -110,7 +117,8 @@ def evaluate_encoded(
         `R@10` in per cent and `median_rank`), the expected recalls of a random ranking as `chance`, the number of
         candidates that were re-ranked in its own gallery as `rerank_top_k`, and as `rerank_ceiling` the coarse recall
         at that number: the percentage of queries that re-ranking can still get right at rank 1. With
-        `rerank_top_k=0` there is nothing about re-ranking in a direction or in `mean_r1`.
+        `rerank_top_k=0` there is nothing about re-ranking in a direction or in `mean_r1`. With `groups`,
+        `speech_to_image` has `groups`: for each its number of `captions`, and its `coarse` and `reranked`.
     """
     _check_options(rerank_top_k, score_rule)
     captions, pictures = len(speech.embeddings), len(images.embeddings)
@@ -129,6 +137,7 @@ def evaluate_encoded(
         "speech_to_image": _coarse_direction(coarse, relevant),
         "image_to_speech": _coarse_direction(coarse.T.contiguous(), relevant_to_images),
     }
+    ranks = {"coarse": ranks_of_relevant(coarse, relevant)}
     if rerank_top_k:
         if speech.states is None or images.states is None:
             raise ValueError("re-ranking needs token states: encode with keep_states=True, or set rerank_top_k=0")
@@ -145,8 +154,11 @@ def evaluate_encoded(
             pairs_per_batch=pairs_per_batch,
             progress=progress,
         )
+        ranks["reranked"] = ranks_of_relevant(reranked.speech_to_image.scores, relevant)
         report["speech_to_image"] |= _reranked_direction(reranked.speech_to_image, relevant)
         report["image_to_speech"] |= _reranked_direction(reranked.image_to_speech, relevant_to_images)
+    if groups is not None:
+        report["speech_to_image"]["groups"] = _by_group(ranks, groups)
     report["mean_r1"] = {
         stage: (report["speech_to_image"][stage]["R@1"] + report["image_to_speech"][stage]["R@1"]) / 2
         for stage in ("coarse", "reranked")
@@ -175,6 +187,9 @@ def format_report(report: Mapping[str, Any]) -> str:
                 f"  re-ranked: top {direction['rerank_top_k']} by {_rule(protocol)}; "
                 f"{direction['rerank_ceiling']:.1f} % of queries have a right answer among them"
             )
+        for group, figures in direction.get("groups", {}).items():
+            lines.append(f"  {group}, {figures['captions']} queries")
+            lines += [_figures(f"  {stage}", figures[stage]) for stage in ("coarse", "reranked") if stage in figures]
     means = ", ".join(f"{stage} {value:.1f}" for stage, value in report["mean_r1"].items())
     return "\n".join([*lines, "", f"Mean R@1 of both directions: {means}"])
 
@@ -221,6 +236,16 @@ def _reranked_direction(direction: Direction, relevant: Tensor) -> dict[str, Any
         "reranked": recall_summary(ranks_of_relevant(direction.scores, relevant)),
         "rerank_top_k": int(direction.candidates[0].sum()),
         "rerank_ceiling": 100 * (direction.candidates & relevant).any(dim=1).double().mean().item(),
+    }
+
+
+def _by_group(ranks: Mapping[str, Tensor], groups: Sequence[str]) -> dict[str, Any]:
+    rows: dict[str, list[int]] = {}
+    for row, group in enumerate(groups):
+        rows.setdefault(group, []).append(row)
+    return {
+        group: {"captions": len(members), **{stage: recall_summary(of[members]) for stage, of in ranks.items()}}
+        for group, members in sorted(rows.items())
     }
 
 

@@ -284,3 +284,24 @@ def test_text_report_of_a_coarse_evaluation_speaks_of_no_reranking(model, proces
     assert "rank" in text
     assert "re-ranked" not in text
     assert "reranked" not in text
+
+
+def test_groups_of_queries_meet_the_whole_gallery(model, processor, rows):
+    tongues = ["fr" if place % 3 else "en" for place in range(len(rows))]
+    spoken = [{**row, "language": tongue} for row, tongue in zip(rows, tongues, strict=True)]
+    report = evaluate_retrieval(
+        model, processor, spoken, corpus="c", split="test", rerank_top_k=4, group_by="language"
+    )
+    direction = report["speech_to_image"]
+    groups = direction["groups"]
+    assert {name: group["captions"] for name, group in groups.items()} == {
+        "en": tongues.count("en"),
+        "fr": tongues.count("fr"),
+    }
+    for stage in ("coarse", "reranked"):
+        for cutoff in ("R@1", "R@5", "R@10"):
+            mean = sum(group["captions"] * group[stage][cutoff] for group in groups.values()) / len(rows)
+            assert mean == pytest.approx(direction[stage][cutoff])
+    assert "  fr, " in format_report(report)
+    silent = evaluate_retrieval(model, processor, rows, corpus="c", split="test", rerank_top_k=4)
+    assert "groups" not in silent["speech_to_image"]
