@@ -224,7 +224,7 @@ def _build(arguments: TrainingArguments) -> SpeechImageRetrievalModel:
     try:
         config = build_config(arguments)
         for part in (config.speech_config, config.vision_config, config.multimodal_config, config.qformer_config):
-            changes = {"layerdrop": 0.0, "apply_spec_augment": False}
+            changes = {"layerdrop": 0.0, "mask_time_prob": 0.0, "mask_feature_prob": 0.0}
             if arguments.attention != "eager":
                 # Fused attention keeps no weights for its dropout, but the CPU has none that is fused.
                 changes |= {"attention_dropout": 0.0, "attention_probs_dropout_prob": 0.0}

@@ -159,8 +159,8 @@ def cached_rows(
         if is_frozen(side.backbone):
             key = {"format": FORMAT, "split": name, "media": column, "precision": precision, **side.key()}
             key["corpus"] = _corpus_digest(split._fingerprint, side.media[column])
-            with inference(model), autocast():
-                caches[column] = _filled(folder, key, side, processor, column)
+            with inference(model):
+                caches[column] = _filled(folder, key, side, processor, column, autocast)
     if not caches:
         raise ArgumentError(
             "feature_cache keeps what frozen backbones see and hear, and none is frozen: set "
@@ -188,7 +188,12 @@ class _Side:
 
 
 def _filled(
-    folder: Path, key: dict[str, Any], side: _Side, processor: SpeechImageRetrievalProcessor, column: str
+    folder: Path,
+    key: dict[str, Any],
+    side: _Side,
+    processor: SpeechImageRetrievalProcessor,
+    column: str,
+    autocast: Callable[[], AbstractContextManager],
 ) -> FeatureCache:
     digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=8).hexdigest()
     folder = folder / f"{key['split']}-{column}-{digest}"
@@ -209,7 +214,8 @@ def _filled(
                     inputs = read_batch(processor, modality, [named[place] for place in places])
                 except ValueError as error:
                     raise CorpusError(str(error)) from error
-                found |= zip(places, side.encode(inputs), strict=True)
+                with autocast():  # not around the processor, which computes spectrograms
+                    found |= zip(places, side.encode(inputs), strict=True)
                 progress.advance(task, len(places))
             return [found[place] for place in range(len(named))]
 

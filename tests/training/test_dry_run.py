@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from speech_image_retrieval.training.arguments import ArgumentError, load_arguments
+from speech_image_retrieval.training.arguments import ArgumentError, arguments_from_dict, load_arguments
 from speech_image_retrieval.training.checkpoint import save_checkpoint
-from speech_image_retrieval.training.dry_run import LiveBytes, dry_run, measure, print_dry_run
+from speech_image_retrieval.training.dry_run import dry_run, measure, print_dry_run
 from speech_image_retrieval.training.export import export_model
 from speech_image_retrieval.training.objective import Batch
 from speech_image_retrieval.training.optimizers import build_optimizers
 from speech_image_retrieval.training.setup import build_model, build_objective, build_processor
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from transformers import Blip2Config, HubertConfig
+from transformers import Blip2Config, Data2VecAudioConfig, Dinov2Config, HubertConfig, Wav2Vec2Config, WavLMConfig
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -100,17 +100,17 @@ def test_fake_tensors_need_what_real_ones_do(case, make_arguments, tmp_path):
     assert fake.memory["gradients"] == pytest.approx(gradients, rel=0.01)
 
 
-def test_the_peak_is_that_of_the_allocator():
-    torch.manual_seed(0)
-    model = nn.Sequential(*(part for _ in range(4) for part in (nn.Linear(256, 256), nn.GELU(), nn.LayerNorm(256))))
-    inputs = torch.randn(512, 256)
+def test_the_peak_is_that_of_the_allocator(make_arguments, tmp_path):
+    arguments = wide(make_arguments, tmp_path)
+    batch = real_batch(arguments)
+    objective = real_objective(arguments).train()
 
     def step() -> None:
-        model.zero_grad(set_to_none=True)
-        model(inputs).square().mean().backward()
+        objective(batch, alpha=arguments.alpha).total.backward()
 
     step()  # what is allocated once and for all
-    model.zero_grad(set_to_none=True)
+    objective.zero_grad(set_to_none=True)
+    objective._to_enqueue.clear()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     live = peak = 0
@@ -118,10 +118,29 @@ def test_the_peak_is_that_of_the_allocator():
         if event.name() == "[memory]":
             live += event.nbytes()
             peak = max(peak, live)
-    model.zero_grad(set_to_none=True)
-    with LiveBytes([*model.parameters(), inputs]) as meter:
-        step()
-    assert meter.peak == pytest.approx(peak, rel=0.05)
+    measured = measure(arguments, real_objective(arguments), batch)
+    assert measured.highest - measured.memory["micro-batch"] == pytest.approx(peak, rel=0.05)
+
+
+@pytest.mark.parametrize("family", [Data2VecAudioConfig, WavLMConfig, Wav2Vec2Config])
+def test_masking_and_dropped_layers_do_not_ask_for_values(family, tmp_path):
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    speech = family(**shape, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, layerdrop=0.5)
+    speech.save_pretrained(tmp_path / "speech")
+    Dinov2Config(**shape, image_size=28, patch_size=14).save_pretrained(tmp_path / "vision")
+    values = {
+        "corpus": "none",
+        "output_dir": "none",
+        "speech_backbone": str(tmp_path / "speech"),
+        "vision_backbone": str(tmp_path / "vision"),
+        "processor": {"max_seconds": 1.0},
+        "model": {"multimodal_config": {"hidden_size": 32, "num_attention_heads": 2}},
+        "batch_size": 2,
+        "queue_size": 8,
+    }
+    run = dry_run(arguments_from_dict(values))
+    assert run.tokens == (50, 5)
+    assert run.memory["activations: speech backbone"] > 0
 
 
 def test_disk_and_states_are_what_a_run_writes(make_arguments, tmp_path):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -255,3 +256,21 @@ def test_a_frozen_backbone_runs_once_for_student_and_teacher(run, corpus):
         backbone.register_forward_hook(lambda module, *_: calls.append(type(module).__name__))
     objective(batch)
     assert sorted(calls) == ["Blip2VisionModel", "HubertModel"]
+
+
+def test_spectrograms_are_not_computed_in_the_precision_of_the_encoder(run, corpus):
+    arguments, model, _ = run
+    spectrogram = {"type": "WhisperFeatureExtractor", "feature_size": 8}
+    processor = build_processor(
+        replace(arguments, processor={**arguments.processor, "feature_extractor": spectrogram})
+    )
+    model.get_speech_backbone_features = lambda input_features, attention_mask: (
+        input_features.transpose(1, 2).unsqueeze(2),
+        attention_mask.bool(),
+    )
+    split = load_corpus(corpus)["train"]
+    seen = []
+    for autocast in (nullcontext, partial(torch.autocast, "cpu", torch.bfloat16)):
+        rows = cached_rows(model, processor, split, "train", corpus, precision=str(autocast), autocast=autocast)
+        seen.append(rows[0]["audio"])
+    assert torch.equal(*seen)
