@@ -100,13 +100,20 @@ def has_image_cls(config: PreTrainedConfig, qformer_config: PreTrainedConfig | N
     return qformer_config is None and not hasattr(config, "hidden_sizes") and "siglip" not in config.model_type
 
 
-def encode_images(backbone: PreTrainedModel, pixel_values: Tensor) -> Tensor:
+def encode_images(backbone: PreTrainedModel, pixel_values: Tensor, layer: int | None = None) -> Tensor:
     """(batch, 3, height, width) pixels to (batch, tokens, width) tokens, or the (batch, width, rows, columns) feature
-    map of a convolutional network. Positions of a transformer are interpolated to the size of the pixels."""
+    map of a convolutional network. Positions of a transformer are interpolated to the size of the pixels.
+
+    Args:
+        layer: the hidden state to take, without its mean and scale; None for the backbone's output.
+    """
     size = getattr(backbone.config, "image_size", None)
     resized = isinstance(size, int) and tuple(pixel_values.shape[-2:]) != (size, size)
     options = {"interpolate_pos_encoding": True} if resized and _interpolates(type(backbone)) else {}
-    return backbone(pixel_values, **options).last_hidden_state
+    if layer is None:
+        return backbone(pixel_values, **options).last_hidden_state
+    states = backbone(pixel_values, output_hidden_states=True, **options).hidden_states[layer]
+    return nn.functional.layer_norm(states, states.shape[-1:])
 
 
 @functools.cache

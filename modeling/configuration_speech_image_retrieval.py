@@ -66,6 +66,9 @@ class SpeechImageRetrievalConfig(PreTrainedConfig):
         speech_pooling: how many consecutive backbone frames are averaged into one speech token.
         speech_layers: which hidden states of the speech backbone enter the weighted sum: 0 is the input of its first
             layer, k the output of its k-th. None for all.
+        vision_feature_layer: which hidden states of the vision backbone are the image tokens, counted in the same way.
+            None for its output. The last layers of a pretrained encoder serve the task that it was trained for; lower
+            ones may carry over better.
     """
 
     model_type = "speech_image_retrieval"
@@ -79,6 +82,7 @@ class SpeechImageRetrievalConfig(PreTrainedConfig):
     temperature: float | int = 0.07
     speech_pooling: int = 1
     speech_layers: list[int] | None = None
+    vision_feature_layer: int | None = None
 
     sub_configs_defaults = {  # noqa: RUF012 - the base class reads a plain dict
         "speech_config": SubConfigSpec(config_class=AutoConfig, model_type="hubert"),

@@ -250,6 +250,7 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
         self.vision_backbone = vision_backbone or build_vision_backbone(
             config.vision_config, config.qformer_config, config.num_query_tokens
         )
+        _check_vision_layer(config)
         self.speech_layers = _checked_layers(config)
         self.speech_layer_weights = nn.Parameter(torch.zeros(len(self.speech_layers)))
         self.speech_input = nn.Linear(speech_width(config.speech_config), width)
@@ -417,7 +418,7 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
     def get_image_backbone_features(self, pixel_values: Tensor) -> Tensor:
         """What the vision backbone alone makes of (batch, 3, height, width) pixels: (batch, tokens, width), or the
         (batch, width, rows, columns) feature map of a convolutional network."""
-        return encode_images(self.vision_backbone, pixel_values)
+        return encode_images(self.vision_backbone, pixel_values, self.config.vision_feature_layer)
 
     @can_return_tuple
     def get_image_features(
@@ -538,6 +539,16 @@ def _checked_layers(config: SpeechImageRetrievalConfig) -> list[int]:
             f"speech_layers names {max(layers)}, but the speech backbone has hidden states 0 to {count - 1}"
         )
     return layers
+
+
+def _check_vision_layer(config: SpeechImageRetrievalConfig) -> None:
+    layer, count = config.vision_feature_layer, getattr(config.vision_config, "num_hidden_layers", None)
+    if layer is None:
+        return
+    if count is None or config.qformer_config is not None:
+        raise ValueError("vision_feature_layer needs a vision transformer without a Q-Former: leave it out")
+    if not 0 <= layer <= count:
+        raise ValueError(f"vision_feature_layer is {layer}, but the vision backbone has hidden states 0 to {count}")
 
 
 def _join_chunks(frames: Tensor, mask: Tensor, chunk_clips: Tensor) -> tuple[Tensor, Tensor]:

@@ -148,7 +148,10 @@ def cached_rows(
         "image": _Side(
             model.vision_backbone,
             split.select_columns(["image", "caption_id"]).select(first_rows),
-            {"preprocessing": _preprocessing(processor, "feature_extractor")},
+            {
+                "preprocessing": _preprocessing(processor, "feature_extractor"),
+                "layer": model.config.vision_feature_layer,
+            },
             partial(_encode_images, model),
         ),
     }

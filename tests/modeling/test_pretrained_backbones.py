@@ -198,3 +198,24 @@ def test_configuration_and_weights_of_other_widths_are_refused(tmp_path, checkpo
     (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_size": 2 * WIDTH}))
     with pytest.raises(ValueError, match="other shapes of"):
         SpeechImageRetrievalModel.from_backbones(str(tmp_path), str(checkpoints["vit"][0]), **_SMALL)
+
+
+@pytest.mark.parametrize("name", VISION)
+def test_a_lower_layer_of_the_vision_backbone_can_be_taken(checkpoints, name):
+    model = build(checkpoints, vision=name, vision_feature_layer=1)
+    source = checkpoints[name][1]
+    tower = getattr(source, "vision_model", source)
+    pixels = torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE)
+    with torch.no_grad():
+        states = tower(pixels, output_hidden_states=True).hidden_states[1]
+        seen = model.get_image_backbone_features(pixels)
+        last = build(checkpoints, vision=name).get_image_backbone_features(pixels)
+    torch.testing.assert_close(seen, nn.functional.layer_norm(states, (WIDTH,)))
+    assert seen.shape == last.shape and not torch.allclose(seen, last, atol=1e-2)
+
+
+def test_a_vision_layer_that_is_not_there_is_refused(checkpoints):
+    with pytest.raises(ValueError, match="hidden states 0 to 2"):
+        build(checkpoints, vision_feature_layer=3)
+    with pytest.raises(ValueError, match="without a Q-Former"):
+        build(checkpoints, vision="blip2", qformer=True, vision_feature_layer=1)

@@ -106,7 +106,9 @@ def _folders(corpus) -> set[str]:
     return {path.name for path in corpus.with_name(f"{corpus.name}.features").iterdir()}
 
 
-@pytest.mark.parametrize("what", ["speech weights", "image weights", "layers", "preprocessing", "corpus", "precision"])
+@pytest.mark.parametrize(
+    "what", ["speech weights", "image weights", "layers", "vision layer", "preprocessing", "corpus", "precision"]
+)
 def test_a_cache_belongs_to_weights_preprocessing_and_corpus(run, corpus, what, make_corpus):
     rows_of(run, corpus)
     before = _folders(corpus)
@@ -119,6 +121,8 @@ def test_a_cache_belongs_to_weights_preprocessing_and_corpus(run, corpus, what, 
             next(model.vision_backbone.parameters()).add_(1e-3)
         elif what == "layers":
             model.speech_layers = [1]
+        elif what == "vision layer":
+            model.config.vision_feature_layer = 1
         elif what == "preprocessing":
             processor.image_processor.image_mean = [0.1, 0.2, 0.3]
         elif what == "precision":
@@ -136,6 +140,7 @@ def test_a_cache_belongs_to_weights_preprocessing_and_corpus(run, corpus, what, 
         "speech weights": {"train-audio"},
         "image weights": {"train-image"},
         "layers": {"train-audio"},
+        "vision layer": {"train-image"},
         "preprocessing": {"train-image"},
     }
     assert new == changed.get(what, {"train-audio", "train-image"})
