@@ -1,4 +1,4 @@
-"""Emoji as artists of four houses drew them, with their names: what the npm packages hold, as concepts and pictures.
+"""Emoji as artists of six houses drew them, with their names: what the npm packages hold, as concepts and pictures.
 
 The artwork is under its makers' licences, which the packages state. Names and synonyms are Unicode's CLDR.
 """
@@ -25,6 +25,8 @@ LONGEST_SIDE = 128
 
 PACKAGES = {
     "emojibase-data": "17.0.0",
+    "emoji-datasource-apple": "16.0.0",
+    "emoji-datasource-facebook": "16.0.0",
     "emoji-datasource-google": "16.0.0",
     "emoji-datasource-twitter": "16.0.0",
     "openmoji": "17.0.0",
@@ -35,6 +37,8 @@ PACKAGES = {
 STYLES = {
     "google": "emoji-datasource-google/img/google/64/*.png",
     "twitter": "emoji-datasource-twitter/img/twitter/64/*.png",
+    "apple": "emoji-datasource-apple/img/apple/64/*.png",
+    "facebook": "emoji-datasource-facebook/img/facebook/64/*.png",
     "openmoji": "openmoji/color/svg/*.svg",
     "fluent": "@lobehub/fluent-emoji-3d/assets/*.webp",
 }

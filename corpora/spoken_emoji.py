@@ -1,5 +1,5 @@
-"""spoken_emoji: emoji in four art styles, named by synthetic speakers. Measures what is learnt beyond the training
-data: other voices, another synthesiser, another art style, and things that training never showed or named.
+"""spoken_emoji: emoji in six art styles, named by synthetic speakers. Measures what is learnt beyond the training
+data: other voices, another synthesiser, another art style, and things that training neither showed nor named.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .emoji_artwork import Concept, find_packages, find_pictures, picture_path, 
 from .schema import CorpusError, SpokenCaption, building_folder, check_replaceable, save_corpus, split_from_rows
 from .synthesis import SPEAKERS, Voice, flac, require_espeak, synthesize
 
-TRAIN_STYLES = ("google", "twitter", "openmoji")
+TRAIN_STYLES = ("google", "twitter", "openmoji", "apple", "facebook")
 SEEN_STYLE = "google"
 HELD_OUT_STYLE = "fluent"
 HELD_OUT_CONCEPTS = 0.1
@@ -48,11 +48,11 @@ def build_spoken_emoji(
 ) -> DatasetDict:
     """Draw the emoji, speak their names and save them as a corpus under `out`.
 
-    `image_id` is the concept, so all its pictures have the same. Concepts are the emoji that all four styles have; of
+    `image_id` is the concept, so all its pictures have the same. Concepts are the emoji that all styles have; of
     those that look or sound the same in one style, one stays. A tenth of them, drawn by the seed, is held out of
-    training (single emoji, not families of them: `woman pilot` may be held out and `pilot` not). Splits:
+    training (:func:`hold_out`). Splits:
 
-    - `train`: `captions_per_concept` captions, the pictures of three styles in turn;
+    - `train`: `captions_per_concept` captions, the pictures of five styles in turn;
     - `validation`: the same concepts, Google's pictures, one caption;
     - `test`: likewise, two captions, by one of espeak's voices and by one of flite's;
     - `test_unseen_style`: the recordings of `test` with pictures in a style that training does not have;
@@ -103,12 +103,25 @@ def build_spoken_emoji(
 
 
 def hold_out(concepts: Sequence[Concept], seed: int) -> tuple[list[Concept], list[Concept]]:
-    """The concepts of training, and a tenth of all (one at least) that it does not have, each in their old order."""
+    """The concepts of training, and about a tenth of all (one at least) that it neither shows nor names, each in their
+    old order.
+
+    Names may share words (`woman pilot` may be held out and `pilot` not), but no name that is held out is part of
+    another's, and training loses the synonyms that contain one.
+    """
     held_out = max(1, round(HELD_OUT_CONCEPTS * len(concepts)))
-    if held_out >= len(concepts):
+    names = [f" {one.name.lower().replace(',', '')} " for one in concepts]
+    alone = [one for one, name in zip(concepts, names, strict=True) if sum(name in other for other in names) == 1]
+    if held_out >= len(concepts) or held_out > len(alone):
         raise CorpusError(f"{len(concepts)} emoji cannot be shared out between training and test. Reinstall them.")
-    unseen = set(Random(f"{seed}/concepts").sample(concepts, held_out))
-    return [one for one in concepts if one not in unseen], [one for one in concepts if one in unseen]
+    unseen = set(Random(f"{seed}/concepts").sample(alone, held_out))
+    unheard = [name for one, name in zip(concepts, names, strict=True) if one in unseen]
+    seen = [one._replace(synonyms=_without(one.synonyms, unheard)) for one in concepts if one not in unseen]
+    return seen, [one for one in concepts if one in unseen]
+
+
+def _without(synonyms: Sequence[str], unheard: Sequence[str]) -> tuple[str, ...]:
+    return tuple(one for one in synonyms if not any(name in f" {one.lower()} " for name in unheard))
 
 
 def _spoken_captions(

@@ -30,13 +30,7 @@ class SpeechFrames(NamedTuple):
 
 
 def build_speech_backbone(config: PreTrainedConfig) -> PreTrainedModel:
-    """The speech encoder that a configuration describes; of Whisper only the encoder.
-
-    Raises:
-        ValueError: an adapter would shorten the last layer's frames, which could not be weighed with the others.
-    """
-    if getattr(config, "add_adapter", False):
-        raise ValueError(f"{config.model_type} with add_adapter=True is not supported: set add_adapter=False")
+    """The speech encoder that a configuration describes; of Whisper only the encoder."""
     if isinstance(config, WhisperConfig):
         return WhisperEncoder._from_config(config)
     return AutoModel.from_config(config)
@@ -52,11 +46,6 @@ def build_vision_backbone(
     if isinstance(config, Blip2VisionConfig):
         return Blip2VisionModel._from_config(config)
     return AutoModel.from_config(config, **without_pooler(MODEL_MAPPING[type(config)]))
-
-
-def speech_layer_count(config: PreTrainedConfig) -> int:
-    """How many hidden states :func:`encode_speech_frames` returns for this configuration."""
-    return (config.encoder_layers if isinstance(config, WhisperConfig) else config.num_hidden_layers) + 1
 
 
 def speech_width(config: PreTrainedConfig) -> int:
@@ -92,12 +81,6 @@ def encode_speech_frames(backbone: PreTrainedModel, inputs: Tensor, mask: Tensor
 def vision_width(config: PreTrainedConfig) -> int:
     """Width of the image tokens; of a hierarchical backbone that of its last stage."""
     return config.hidden_sizes[-1] if hasattr(config, "hidden_sizes") else config.hidden_size
-
-
-def has_image_cls(config: PreTrainedConfig, qformer_config: PreTrainedConfig | None) -> bool:
-    """Whether the first image token stands for the whole picture: not with a Q-Former, of a feature map or of SigLIP,
-    which pools its patches."""
-    return qformer_config is None and not hasattr(config, "hidden_sizes") and "siglip" not in config.model_type
 
 
 def encode_images(backbone: PreTrainedModel, pixel_values: Tensor, layer: int | None = None) -> Tensor:
@@ -151,7 +134,8 @@ def _encode_log_mel(encoder: WhisperEncoder, features: Tensor, mask: Tensor) -> 
     frames = hidden.shape[1]
     frame_mask = mask[:, :: encoder.conv2.stride[0]].bool()
     hidden = hidden + encoder.embed_positions.weight[:frames].to(hidden.dtype)
-    hidden = nn.functional.dropout(hidden, p=encoder.dropout, training=encoder.training)
+    # Of the first layer: an encoder whose top layers alone train is not in evaluation, but its input is.
+    hidden = nn.functional.dropout(hidden, p=encoder.dropout, training=encoder.layers[0].training)
     attention_mask = create_bidirectional_mask(config=config, inputs_embeds=hidden, attention_mask=frame_mask)
     states = [hidden]
     for layer in encoder.layers:

@@ -6,7 +6,6 @@ The method is Zhou & Li, "Coarse-to-fine Alignment Makes Better Speech-image Ret
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
-from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -28,21 +23,16 @@ from .backbones import (
     encode_images,
     encode_speech_frames,
     grid_positions,
-    has_image_cls,
-    speech_layer_count,
     speech_width,
     vision_width,
 )
-from .configuration_speech_image_retrieval import SpeechImageMultimodalConfig, SpeechImageRetrievalConfig
+from .configuration_speech_image_retrieval import SpeechImageRetrievalConfig
 from .losses import contrastive_loss, matching_loss, positive_targets, sample_hard_negatives
-from .padding import leave_out_padding, mask_of_lengths
-from .pretrained_backbones import (
-    load_speech_backbone,
-    load_vision_backbone,
-    qformer_options,
-    speech_backbone_config,
-    vision_backbone_config,
-)
+from .padding import leave_out_padding
+from .pretrained_backbones import compose_config, load_speech_backbone, load_vision_backbone
+from .speech_frames import join_chunks, pool_frames
+from .supported_backbones import check_backbones, weighed_layers
+from .transformer_layers import SpeechImageEncoder, SpeechImageRetrievalPreTrainedModel
 
 
 @dataclass
@@ -76,154 +66,6 @@ class SpeechImageRetrievalOutput(ModelOutput):
     image_embeds: Tensor | None = None
 
 
-def eager_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[Tensor, Tensor]:
-    """Attention written out; returns (batch, queries, heads, head width) and (batch, heads, queries, keys) weights."""
-    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        weights = weights + attention_mask
-    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
-
-
-class SpeechImageAttention(nn.Module):
-    """Multi-head attention, to the states themselves or to those of the other modality."""
-
-    def __init__(self, config: SpeechImageMultimodalConfig):
-        super().__init__()
-        self.config = config
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.is_causal = False
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        source: Tensor,
-        attention_mask: Tensor | None,
-        source_rows: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        query, key, value = (
-            projection(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for projection, states in ((self.q_proj, hidden_states), (self.k_proj, source), (self.v_proj, source))
-        )
-        if source_rows is not None:  # projected before they are repeated
-            key, value = key[source_rows], value[source_rows]
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        dropout = self.config.attention_dropout if self.training else 0.0
-        output, weights = attention(self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout)
-        return self.out_proj(output.flatten(2)), weights
-
-
-class SpeechImageLayer(GradientCheckpointingLayer):
-    """Pre-norm transformer layer: self-attention, cross-attention to the image if asked for, feed-forward."""
-
-    def __init__(self, config: SpeechImageMultimodalConfig, cross_attention: bool):
-        super().__init__()
-        self.self_attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.self_attention = SpeechImageAttention(config)
-        if cross_attention:
-            self.cross_attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-            self.cross_attention = SpeechImageAttention(config)
-        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(config.hidden_size, config.intermediate_size),
-            ACT2FN[config.hidden_act],
-            nn.Linear(config.intermediate_size, config.hidden_size),
-        )
-        self.dropout = nn.Dropout(config.hidden_dropout)
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        attention_mask: Tensor | None,
-        image_states: Tensor | None = None,
-        image_rows: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        normed = self.self_attention_norm(hidden_states)
-        hidden_states = hidden_states + self.dropout(self.self_attention(normed, normed, attention_mask)[0])
-        cross_weights = None
-        if image_states is not None:
-            normed = self.cross_attention_norm(hidden_states)
-            attended, cross_weights = self.cross_attention(normed, image_states, None, image_rows)
-            hidden_states = hidden_states + self.dropout(attended)
-        normed = self.feed_forward_norm(hidden_states)
-        return hidden_states + self.dropout(self.feed_forward(normed)), cross_weights
-
-
-class SpeechImageRetrievalPreTrainedModel(PreTrainedModel):
-    """Initialisation and what transformers needs to know of the model and of its encoder stacks."""
-
-    config_class = SpeechImageRetrievalConfig
-    base_model_prefix = "speech_image_retrieval"
-    main_input_name = "pixel_values"
-    input_modalities = ("audio", "image")
-    supports_gradient_checkpointing = True
-    # The loss is a mean over the batch: Trainer has to divide it by the accumulation steps itself.
-    accepts_loss_kwargs = False
-    _supports_sdpa = True
-    _supports_attention_backend = True
-    _no_split_modules = ("SpeechImageLayer",)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        std = getattr(self.config, "multimodal_config", self.config).initializer_range
-        if isinstance(module, nn.Linear):
-            init.normal_(module.weight, mean=0.0, std=std)
-            init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-        elif isinstance(module, SpeechImageRetrievalModel):
-            init.zeros_(module.speech_layer_weights)
-            init.normal_(module.speech_cls, mean=0.0, std=std)
-            if hasattr(module, "image_cls"):
-                init.normal_(module.image_cls, mean=0.0, std=std)
-            init.constant_(module.logit_scale, -math.log(self.config.temperature))
-
-
-class SpeechImageEncoder(SpeechImageRetrievalPreTrainedModel):
-    """A stack of layers and a final norm: the speech transformer, or with cross-attention the multimodal encoder."""
-
-    config_class = SpeechImageMultimodalConfig
-
-    def __init__(self, config: SpeechImageMultimodalConfig, num_layers: int, cross_attention: bool):
-        super().__init__(config)
-        self.layers = nn.ModuleList([SpeechImageLayer(config, cross_attention) for _ in range(num_layers)])
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.post_init()
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        mask: Tensor,
-        image_states: Tensor | None = None,
-        image_rows: Tensor | None = None,
-    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """(batch, tokens, width) states and (batch, tokens) mask to states and each layer's cross weights."""
-        attention_mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=hidden_states, attention_mask=mask
-        )
-        cross_weights = []
-        for layer in self.layers:
-            hidden_states, weights = layer(hidden_states, attention_mask, image_states, image_rows)
-            cross_weights.append(weights)
-        return self.norm(hidden_states), tuple(cross_weights)
-
-
 class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
     """Speech encoder, image encoder, and the multimodal encoder that decides whether the two match.
 
@@ -237,21 +79,16 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
         speech_backbone: PreTrainedModel | None = None,
         vision_backbone: PreTrainedModel | None = None,
     ):
+        check_backbones(config)
         super().__init__(config)
         multimodal = config.multimodal_config
         width = multimodal.hidden_size
-        if not has_image_cls(config.vision_config, config.qformer_config) and not multimodal.num_image_layers:
-            raise ValueError(
-                f"The {config.vision_config.model_type} backbone has no [CLS]: set multimodal_config.num_image_layers "
-                "to at least 1, so that an image transformer adds one."
-            )
         self.speech_backbone = speech_backbone or build_speech_backbone(config.speech_config)
         leave_out_padding(self.speech_backbone)
         self.vision_backbone = vision_backbone or build_vision_backbone(
             config.vision_config, config.qformer_config, config.num_query_tokens
         )
-        _check_vision_layer(config)
-        self.speech_layers = _checked_layers(config)
+        self.speech_layers = weighed_layers(config)
         self.speech_layer_weights = nn.Parameter(torch.zeros(len(self.speech_layers)))
         self.speech_input = nn.Linear(speech_width(config.speech_config), width)
         self.speech_cls = nn.Parameter(torch.zeros(1, 1, width))
@@ -275,6 +112,17 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
         self.matching_head = nn.Linear(width, 1)
         self.post_init()
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, SpeechImageRetrievalModel):
+            std = self.config.multimodal_config.initializer_range
+            init.zeros_(module.speech_layer_weights)
+            init.normal_(module.speech_cls, mean=0.0, std=std)
+            if hasattr(module, "image_cls"):
+                init.normal_(module.image_cls, mean=0.0, std=std)
+            init.constant_(module.logit_scale, -math.log(self.config.temperature))
+
     @classmethod
     def from_backbones(
         cls,
@@ -282,29 +130,36 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
         vision: str,
         *,
         qformer: bool = False,
-        hub_options: dict[str, Any] | None = None,
+        speech_hub_options: dict[str, Any] | None = None,
+        vision_hub_options: dict[str, Any] | None = None,
         **config: Any,
     ) -> SpeechImageRetrievalModel:
         """A model on pretrained encoders, whose weights arrive unchanged in float32; all else is new.
 
         Args:
-            speech: Hub name or folder of a speech encoder: HuBERT, wav2vec 2.0, WavLM, data2vec-audio, wav2vec2-BERT,
-                Whisper (its encoder), or any other of transformers that hears a waveform.
-            vision: the same of an image encoder: ViT, DINOv2, DINOv3, CLIP, SigLIP, or BLIP-2, of which the vision
-                transformer is taken.
+            speech: Hub name or folder of a speech encoder: HuBERT, wav2vec 2.0, WavLM, UniSpeech, data2vec-audio,
+                wav2vec2-BERT, or Whisper (its encoder).
+            vision: the same of an image encoder: ViT, DeiT, DINOv2, DINOv3, CLIP, SigLIP, ResNet, ConvNeXt, or BLIP-2,
+                of which the vision transformer is taken.
             qformer: read a BLIP-2 encoder out by its Q-Former: 32 image tokens instead of 257.
-            hub_options: passed to `from_pretrained` of both, for instance `revision` or `token`.
+            speech_hub_options, vision_hub_options: passed to `from_pretrained`: `revision`, `token`, `cache_dir`,
+                `local_files_only`, `force_download`, `proxies`, `subfolder`.
             config: fields of [`SpeechImageRetrievalConfig`]; `speech_config` and `vision_config` as dictionaries
                 change fields of the backbones' own configurations.
 
         Raises:
-            ValueError: not an encoder of that kind, or weights that do not fit; the message says which.
+            ValueError: not a supported encoder of that kind, an unknown field, or weights that do not fit; the message
+                says which.
         """
-        composed = cls.config_from_backbones(speech, vision, qformer=qformer, hub_options=hub_options, **config)
-        options = hub_options or {}
-        speech_backbone = load_speech_backbone(speech, composed.speech_config, **options)
+        hub = {"speech_hub_options": speech_hub_options, "vision_hub_options": vision_hub_options}
+        composed = cls.config_from_backbones(speech, vision, qformer=qformer, **hub, **config)
+        speech_backbone = load_speech_backbone(speech, composed.speech_config, **(speech_hub_options or {}))
         vision_backbone = load_vision_backbone(
-            vision, composed.vision_config, composed.qformer_config, composed.num_query_tokens, **options
+            vision,
+            composed.vision_config,
+            composed.qformer_config,
+            composed.num_query_tokens,
+            **(vision_hub_options or {}),
         )
         # One object for model and backbone, so that a setting of the one (attention, output of states) is the other's.
         composed.speech_config = speech_backbone.config
@@ -322,23 +177,12 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
         vision: str,
         *,
         qformer: bool = False,
-        hub_options: dict[str, Any] | None = None,
+        speech_hub_options: dict[str, Any] | None = None,
+        vision_hub_options: dict[str, Any] | None = None,
         **config: Any,
     ) -> SpeechImageRetrievalConfig:
         """The configuration that :meth:`from_backbones` builds a model of; no weights are loaded."""
-        options = hub_options or {}
-        own = {
-            "speech_config": speech_backbone_config(speech, **options),
-            "vision_config": vision_backbone_config(vision, **options),
-            **(qformer_options(vision, **options) if qformer else {}),
-        }
-        for name in ("speech_config", "vision_config"):
-            changes = config.pop(name, None) or {}
-            own[name] = type(own[name])(**{**own[name].to_dict(), **changes, "dtype": None})
-        multimodal = dict(config.pop("multimodal_config", None) or {})
-        if not has_image_cls(own["vision_config"], own.get("qformer_config")):
-            multimodal.setdefault("num_image_layers", 1)
-        return SpeechImageRetrievalConfig(**own, multimodal_config=multimodal, **config)
+        return compose_config(speech, vision, qformer, speech_hub_options or {}, vision_hub_options or {}, config)
 
     def _set_gradient_checkpointing(self, *args: Any, **kwargs: Any) -> None:
         super()._set_gradient_checkpointing(*args, **kwargs)
@@ -377,9 +221,9 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
         states, mask = encode_speech_frames(self.speech_backbone, inputs, attention_mask)
         states = [nn.functional.layer_norm(states[layer], states[layer].shape[-1:]) for layer in self.speech_layers]
         if chunk_clips is not None:
-            states, mask = zip(*(_join_chunks(layer, mask, chunk_clips) for layer in states), strict=True)
+            states, mask = zip(*(join_chunks(layer, mask, chunk_clips) for layer in states), strict=True)
             mask = mask[0]
-        pooled = [_pool_frames(layer, mask, self.config.speech_pooling) for layer in states]
+        pooled = [pool_frames(layer, mask, self.config.speech_pooling) for layer in states]
         return torch.stack([layer for layer, _ in pooled], dim=2), pooled[0][1]
 
     @can_return_tuple
@@ -462,6 +306,7 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
         pixel_values: Tensor | None = None,
         image_ids: Tensor | None = None,
         return_loss: bool | None = None,
+        chunk_clips: Tensor | None = None,
         **kwargs,
     ) -> SpeechImageRetrievalOutput:
         """Compare every speech with every image; with `return_loss=True` also train on them as matched pairs.
@@ -469,12 +314,15 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
         Args:
             image_ids: (batch,) integers; rows of the same id show the same image and are no negatives of each other.
                 Every row is another image if not given.
+            chunk_clips: as of :meth:`get_speech_features`; with it, the speeches are clips and not rows.
         """
         if pixel_values is None:
             raise ValueError("forward needs pixel_values beside the speech; for speech alone: get_speech_features")
         if return_loss and self.training:
             self.clamp_temperature()
-        speech = self.get_speech_features(input_values, input_features, attention_mask, return_dict=True)
+        speech = self.get_speech_features(
+            input_values, input_features, attention_mask, chunk_clips=chunk_clips, return_dict=True
+        )
         image = self.get_image_features(pixel_values, return_dict=True)
         # Not under autocast: bfloat16 would round similarities by more than what separates hard negatives.
         with torch.autocast(speech.pooler_output.device.type, enabled=False):
@@ -528,47 +376,6 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
         tokens = torch.cat([self.image_cls.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
         everywhere = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return self.image_transformer(tokens, everywhere)[0]
-
-
-def _checked_layers(config: SpeechImageRetrievalConfig) -> list[int]:
-    """Which hidden states of the speech backbone are weighed."""
-    count = speech_layer_count(config.speech_config)
-    layers = list(range(count)) if config.speech_layers is None else list(config.speech_layers)
-    if max(layers) >= count:
-        raise ValueError(
-            f"speech_layers names {max(layers)}, but the speech backbone has hidden states 0 to {count - 1}"
-        )
-    return layers
-
-
-def _check_vision_layer(config: SpeechImageRetrievalConfig) -> None:
-    layer, count = config.vision_feature_layer, getattr(config.vision_config, "num_hidden_layers", None)
-    if layer is None:
-        return
-    if count is None or config.qformer_config is not None:
-        raise ValueError("vision_feature_layer needs a vision transformer without a Q-Former: leave it out")
-    if not 0 <= layer <= count:
-        raise ValueError(f"vision_feature_layer is {layer}, but the vision backbone has hidden states 0 to {count}")
-
-
-def _join_chunks(frames: Tensor, mask: Tensor, chunk_clips: Tensor) -> tuple[Tensor, Tensor]:
-    """Frames of consecutive chunks, padding between them left out: (chunks, frames, width) to (clips, frames, width)
-    and its mask."""
-    clips = int(chunk_clips[-1]) + 1
-    lengths = mask.new_zeros(clips, dtype=torch.long).index_add(0, chunk_clips, mask.sum(1))
-    joined_mask = mask_of_lengths(lengths, int(lengths.max()))
-    joined = frames.new_zeros(*joined_mask.shape, frames.shape[-1])
-    return joined.masked_scatter(joined_mask.unsqueeze(-1), frames[mask]), joined_mask
-
-
-def _pool_frames(frames: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Average each run of `size` frames, padding left out: (batch, ceil(frames / size), width) and its mask."""
-    if size == 1:
-        return frames, mask
-    short = -frames.shape[1] % size
-    frames = nn.functional.pad(frames * mask.unsqueeze(-1), (0, 0, 0, short)).unflatten(1, (-1, size))
-    counts = nn.functional.pad(mask, (0, short)).unflatten(1, (-1, size)).sum(2)
-    return frames.sum(2) / counts.clamp(min=1).unsqueeze(-1).to(frames.dtype), counts > 0
 
 
 __all__ = [

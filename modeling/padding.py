@@ -7,7 +7,7 @@ a clip would have other states in a batch than alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -20,16 +20,22 @@ _frame_mask: ContextVar[Tensor | None] = ContextVar("frame_mask", default=None)
 
 
 def leave_out_padding(backbone: nn.Module) -> None:
-    """Make the norms and convolutions of a speech backbone obey :func:`padding_of`. Others stay as they are."""
+    """Make the norms and convolutions of a speech backbone obey :func:`padding_of`. Others stay as they are, and so
+    does a backbone that was given here before."""
     for layer in getattr(getattr(backbone, "feature_extractor", None), "conv_layers", ()):
         norm = getattr(layer, "layer_norm", None)
         if isinstance(norm, nn.GroupNorm):
             norm.time_kernel, norm.time_stride = layer.conv.kernel_size[0], layer.conv.stride[0]
-            norm.register_forward_hook(_masked_group_norm)
+            _hook_once(norm, _masked_group_norm)
     positions = getattr(getattr(backbone, "encoder", None), "pos_conv_embed", None)
     for part in (getattr(positions, "batch_norm", None), *getattr(positions, "layers", ())):
         if part is not None:
-            part.register_forward_hook(_zero_padding)
+            _hook_once(part, _zero_padding)
+
+
+def _hook_once(module: nn.Module, hook: Callable[..., Tensor]) -> None:
+    if hook not in module._forward_hooks.values():
+        module.register_forward_hook(hook)
 
 
 @contextmanager

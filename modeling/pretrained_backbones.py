@@ -7,49 +7,51 @@ from inspect import signature
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.blip_2.modeling_blip_2 import Blip2VisionConfig, Blip2VisionModel
 from transformers.models.whisper.modeling_whisper import WhisperConfig, WhisperEncoder
 from transformers.utils import logging
 
+from .configuration_speech_image_retrieval import SpeechImageRetrievalConfig
 from .image_queries import Blip2ImageQueries, image_queries_config
+from .supported_backbones import check_backbones, check_speech_type, check_vision_type, has_image_cls, refuse_unknown
 
 # Backbones of larger models keep their names there: `encoder` in Whisper, `vision_model` in BLIP-2, CLIP and SigLIP.
 _SPEECH_KEYS = {r"^(model\.)?encoder\.": ""}
 _VISION_KEYS = {r"^vision_model\.": ""}
 # Never read: they stand for masked patches and for poolings that only other heads use.
 _NOT_NEEDED = ("mask_token", "pooler.")
+# Of `from_pretrained`: what says where a checkpoint comes from. What is made of it is decided here.
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies", "subfolder")
+_WHERE_FROM = (
+    "Give the Hub name of a model, or a folder with its config.json and weights; without a connection "
+    "(HF_HUB_OFFLINE=1) a Hub name must be in the cache."
+)
 
 
 def speech_backbone_config(source: str, **hub_options: Any) -> PreTrainedConfig:
     """The configuration of a checkpoint's speech encoder.
 
     Raises:
-        ValueError: there is no checkpoint, or it is no speech encoder.
+        ValueError: there is no checkpoint, or it is no supported speech encoder.
     """
     config = _config(source, "speech", **hub_options)
-    if isinstance(config, WhisperConfig) or "audio" in _modalities(config):
-        return config
-    raise ValueError(
-        f"{source} is a {config.model_type} model, not a speech encoder: name one such as "
-        "facebook/hubert-large-ll60k, microsoft/wavlm-base or openai/whisper-tiny."
-    )
+    check_speech_type(config, source)
+    return config
 
 
 def vision_backbone_config(source: str, **hub_options: Any) -> PreTrainedConfig:
     """The configuration of a checkpoint's image encoder; of a vision-language model that of its vision tower.
 
     Raises:
-        ValueError: there is no checkpoint, or it has no image encoder.
+        ValueError: there is no checkpoint, or it has no supported image encoder.
     """
     config = _config(source, "vision", **hub_options)
     tower = getattr(config, "vision_config", None) or config
-    if isinstance(tower, Blip2VisionConfig) or _modalities(tower) == {"image"}:
-        return tower
-    raise ValueError(
-        f"{source} is a {config.model_type} model, not an image encoder: name one such as Salesforce/blip2-itm-vit-g, "
-        "facebook/dinov2-small or google/siglip-base-patch16-224."
-    )
+    check_vision_type(tower, source)
+    return tower
 
 
 def qformer_options(source: str, **hub_options: Any) -> dict[str, Any]:
@@ -106,20 +108,67 @@ def without_pooler(kind: type[PreTrainedModel]) -> dict[str, bool]:
     return {"add_pooling_layer": False} if "add_pooling_layer" in signature(kind.__init__).parameters else {}
 
 
+def compose_config(
+    speech: str,
+    vision: str,
+    qformer: bool,
+    speech_hub_options: dict[str, Any],
+    vision_hub_options: dict[str, Any],
+    changes: dict[str, Any],
+) -> SpeechImageRetrievalConfig:
+    """The configuration of a model on the encoders of two checkpoints, with changed fields.
+
+    Raises:
+        ValueError: an encoder is not there or not supported, or a field does not exist or has an impossible value.
+    """
+    _check_hub_options("speech_hub_options", speech_hub_options)
+    _check_hub_options("vision_hub_options", vision_hub_options)
+    own = {
+        "speech_config": speech_backbone_config(speech, **speech_hub_options),
+        "vision_config": vision_backbone_config(vision, **vision_hub_options),
+        **(qformer_options(vision, **vision_hub_options) if qformer else {}),
+    }
+    changes = dict(changes)
+    try:
+        for name in ("speech_config", "vision_config"):
+            values = changes.pop(name, None) or {}
+            refuse_unknown(values, own[name], name)
+            own[name] = type(own[name])(**{**own[name].to_dict(), **values, "dtype": None})
+        multimodal = dict(changes.pop("multimodal_config", None) or {})
+        if not has_image_cls(own["vision_config"], own.get("qformer_config")):
+            multimodal.setdefault("num_image_layers", 1)
+        refuse_unknown({**changes, "multimodal_config": multimodal}, SpeechImageRetrievalConfig())
+        config = SpeechImageRetrievalConfig(**{**own, **changes}, multimodal_config=multimodal)
+    except StrictDataclassError as error:
+        raise ValueError(_one_line(error)) from error
+    check_backbones(config)
+    return config
+
+
+def _check_hub_options(name: str, options: dict[str, Any]) -> None:
+    for option in options:
+        if option not in _HUB_OPTIONS:
+            raise ValueError(f"{name} cannot hold {option!r}: it takes {', '.join(_HUB_OPTIONS)}.")
+
+
 def _config(source: str, modality: str, **hub_options: Any) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(source, **hub_options)
+    except StrictDataclassError as error:
+        raise ValueError(
+            f"The {modality} backbone {source} cannot be loaded: its config.json is wrong. {_one_line(error)}"
+        ) from error
     except (OSError, ValueError, KeyError) as error:
-        problem = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"The {modality} backbone {source} cannot be loaded: {problem}") from error
+        problem = _first_sentence(error)
+        raise ValueError(f"The {modality} backbone {source} cannot be loaded: {problem}. {_WHERE_FROM}") from error
 
 
-def _modalities(config: PreTrainedConfig) -> set[str]:
-    """What a model takes: {"audio"}, {"image"}, {"text"} or several."""
-    kind = MODEL_MAPPING.get(type(config), None)
-    if kind is None or isinstance(kind, tuple):
-        return set()
-    return {kind.input_modalities} if isinstance(kind.input_modalities, str) else set(kind.input_modalities)
+def _first_sentence(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _load(
@@ -142,8 +191,18 @@ def _load(
             ignore_mismatched_sizes=True,
             **options,
         )
+    except SafetensorError as error:
+        raise ValueError(
+            f"The weights of {source} are damaged ({_one_line(error)}): download or copy them again."
+        ) from error
     except OSError as error:
-        raise ValueError(f"The weights of {source} cannot be loaded: {str(error).splitlines()[0]}") from error
+        problem = _first_sentence(error)
+        if "model.safetensors" in problem:  # what transformers says where there are none, or only pickled ones
+            raise ValueError(
+                f"{source} has no safetensors weights, and pickled ones are not read: load it once with transformers "
+                "and save it again with save_pretrained, then name that folder."
+            ) from error
+        raise ValueError(f"The weights of {source} cannot be loaded: {problem}. {_WHERE_FROM}") from error
     finally:
         logging.set_verbosity(verbosity)
     _refuse_partial(source, backbone, report)

@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from transformers import (
     AutoConfig,
@@ -32,12 +33,9 @@ logger = logging.get_logger(__name__)
 _WAVEFORM_MODELS = {
     "data2vec-audio",
     "hubert",
-    "sew",
-    "sew-d",
     "unispeech",
     "unispeech-sat",
     "wav2vec2",
-    "wav2vec2-conformer",
     "wavlm",
 }
 _KINDS_OF_SPEECH = (Wav2Vec2FeatureExtractor, WhisperFeatureExtractor, SeamlessM4TFeatureExtractor)
@@ -51,10 +49,13 @@ def load_config(repo: str, **hub_options: Any) -> PreTrainedConfig:
     """
     try:
         return AutoConfig.from_pretrained(repo, **hub_options)
+    except StrictDataclassError as error:
+        raise ValueError(f"The configuration of {repo} is wrong: {' '.join(str(error).split())}") from error
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
             f"The configuration of {repo} cannot be read ({_first_line(error)}) Give the Hub name of a pretrained "
-            "model, or a folder with its config.json."
+            "model, or a folder with its config.json; without a connection (HF_HUB_OFFLINE=1) a Hub name must be in "
+            "the cache."
         ) from error
 
 
@@ -252,13 +253,20 @@ def _vision_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 def _from_overrides(overrides: dict[str, Any] | None, base: type, argument: str) -> Any:
     """An object of the class that the overrides name; None if they name none."""
-    name = (overrides or {}).get("type")
-    if name is None:
-        return None
+    return None if (overrides or {}).get("type") is None else object_of_type(overrides, base, argument)
+
+
+def object_of_type(options: dict[str, Any], base: type, argument: str) -> Any:
+    """An object of the class of transformers that `options["type"]` names, made with the other options.
+
+    Raises:
+        ValueError: there is no such class, or it is no `base`.
+    """
+    name = options.get("type")
     kind = getattr(transformers, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, base)):
         raise ValueError(f"{argument}: {name!r} is no {base.__name__} of transformers; give its class name as 'type'.")
-    return kind(**{option: value for option, value in overrides.items() if option != "type"})
+    return kind(**{option: value for option, value in options.items() if option != "type"})
 
 
 def _changed(processor: Any, overrides: dict[str, Any] | None, argument: str) -> Any:

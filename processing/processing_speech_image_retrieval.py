@@ -70,7 +70,8 @@ class SpeechImageRetrievalProcessor(ProcessorMixin):
         *,
         feature_extractor: dict[str, Any] | None = None,
         image_processor: dict[str, Any] | None = None,
-        hub_options: dict[str, Any] | None = None,
+        speech_hub_options: dict[str, Any] | None = None,
+        vision_hub_options: dict[str, Any] | None = None,
         **options: Any,
     ) -> SpeechImageRetrievalProcessor:
         """The processor that two pretrained backbones need.
@@ -81,7 +82,7 @@ class SpeechImageRetrievalProcessor(ProcessorMixin):
             feature_extractor, image_processor: other values of their options, for instance
                 `image_processor={"size": {"height": 112, "width": 112}, "do_center_crop": False}`; with `type`, a
                 class name of transformers, all the options of that class, which then replaces the backbone's own.
-            hub_options: passed to `from_pretrained` of both, for instance `revision` or `token`.
+            speech_hub_options, vision_hub_options: passed to `from_pretrained`, for instance `revision` or `token`.
             **options: those of the constructor. `max_seconds` is what the speech backbone has positions for, and at
                 most 30.
 
@@ -90,9 +91,10 @@ class SpeechImageRetrievalProcessor(ProcessorMixin):
                 would give it: the number of mel bins, the size of pictures (a multiple of its patches), or clips of
                 `max_seconds`.
         """
-        speech, vision, hub = str(speech), str(vision), hub_options or {}
-        speech_config, vision_config = load_config(speech, **hub), load_config(vision, **hub)
-        extractor = load_feature_extractor(speech, speech_config, feature_extractor, **hub)
+        speech, vision = str(speech), str(vision)
+        speech_hub, vision_hub = speech_hub_options or {}, vision_hub_options or {}
+        speech_config, vision_config = load_config(speech, **speech_hub), load_config(vision, **vision_hub)
+        extractor = load_feature_extractor(speech, speech_config, feature_extractor, **speech_hub)
         longest = seconds_of_positions(speech_config, extractor)
         options.setdefault("max_seconds", min(30.0, longest))
         if options["max_seconds"] > longest:
@@ -100,7 +102,7 @@ class SpeechImageRetrievalProcessor(ProcessorMixin):
                 f"max_seconds={options['max_seconds']:g} is more than the {longest:g} s that {speech} has positions "
                 f"for: pass max_seconds={longest:g} or less; longer speech is split."
             )
-        return cls(extractor, load_image_processor(vision, vision_config, image_processor, **hub), **options)
+        return cls(extractor, load_image_processor(vision, vision_config, image_processor, **vision_hub), **options)
 
     @property
     def sampling_rate(self) -> int:

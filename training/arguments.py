@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
+from collections.abc import Collection, Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +49,9 @@ class TrainingArguments:
     output_dir: str  # everything of the run goes here
     speech_backbone: str | None = None  # Hub name or folder of a pretrained speech encoder; null = new weights
     vision_backbone: str | None = None  # the same of an image encoder; both or none
+    # Of from_pretrained, for instance `{revision: 1a2b3c}`. A token written here is kept in output_dir: set HF_TOKEN.
+    speech_hub_options: dict[str, Any] | None = None
+    vision_hub_options: dict[str, Any] | None = None
     qformer: bool = False  # read a BLIP-2 backbone out by its Q-Former: 32 image tokens instead of 257
     model: dict[str, Any] = field(default_factory=dict)  # SpeechImageRetrievalConfig, or what to change of it
     # SpeechImageRetrievalProcessor; without backbones feature_extractor and image_processor with a class as `type`.
@@ -129,6 +133,9 @@ class TrainingArguments:
             raise ArgumentError("speech_backbone and vision_backbone go together: set both, or neither")
         if self.speech_backbone is None and not self.model:
             raise ArgumentError("set speech_backbone and vision_backbone, or describe the model")
+        for name in ("speech_hub_options", "vision_hub_options"):
+            if getattr(self, name) and self.speech_backbone is None:
+                raise ArgumentError(f"{name} say where a pretrained backbone comes from: set the backbones with it")
         if self.qformer and self.vision_backbone is None:
             raise ArgumentError("qformer reads out a pretrained BLIP-2: set vision_backbone with it")
         if self.feature_cache and self.cache_examples:
@@ -151,8 +158,8 @@ def load_arguments(config: str | Path, overrides: list[str]) -> TrainingArgument
     """
     path = Path(config)
     if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-        raise ArgumentError(f"There is no configuration {path}." + (f" Did you mean {near[0]}?" if near else ""))
+        near = nearest(path.name, [other.name for other in path.parent.glob("*.yaml")])
+        raise ArgumentError(f"There is no configuration {path}.{near}")
     values = _parsed(path.read_text(encoding="utf-8"), where=str(path))
     if not isinstance(values, dict):
         raise ArgumentError(f"{path} must hold `field: value` lines")
@@ -169,8 +176,7 @@ def arguments_from_dict(values: dict[str, Any], where: str = "the configuration"
     known = {spec.name: spec for spec in fields(TrainingArguments)}
     for name in values:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            raise ArgumentError(f"{where}: unknown field {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+            raise ArgumentError(f"{where}: unknown field {name!r}.{nearest(name, known)}")
     missing = [
         name
         for name, spec in known.items()
@@ -179,6 +185,19 @@ def arguments_from_dict(values: dict[str, Any], where: str = "the configuration"
     if missing:
         raise ArgumentError(f"{where}: {', '.join(missing)} must be given")
     return TrainingArguments(**values)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error about a misspelt name: a space and a question, or nothing if no known name is near."""
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def refuse_unknown_names(names: Iterable[str], known: Collection[str], where: str) -> None:
+    """Raise an :class:`ArgumentError` with the nearest name if one of the names is not known."""
+    for name in names:
+        if name not in known:
+            raise ArgumentError(f"{where} has no field {name!r}.{nearest(name, known)}")
 
 
 def save_arguments(arguments: TrainingArguments, path: Path) -> None:
@@ -243,5 +262,7 @@ __all__ = [
     "arguments_from_dict",
     "changed_fields",
     "load_arguments",
+    "nearest",
+    "refuse_unknown_names",
     "save_arguments",
 ]

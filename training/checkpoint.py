@@ -49,7 +49,7 @@ def save_checkpoint(
     partial = directory / f".partial-{final.name}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
-    save_file(_tensors_to_save(module), partial / "objective.safetensors")
+    save_file(tensors_to_save(module), partial / "objective.safetensors")
     save_file(_optimizer_tensors(optimizers), partial / "optimizers.safetensors")
     random_tensors, random_settings = _random_states()
     save_file(
@@ -90,7 +90,7 @@ def load_checkpoint(
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     saved = load_file(checkpoint / "objective.safetensors")
     # Checkpoints without a digest hold the frozen parameters too.
-    expected = _tensors_to_save(module) if "frozen" in state else module.state_dict()
+    expected = tensors_to_save(module) if "frozen" in state else module.state_dict()
     if _shapes(saved) != _shapes(expected):
         raise ArgumentError(
             f"{checkpoint} was saved with another model, queue or teacher. Choose another output_dir, or remove it."
@@ -113,7 +113,7 @@ def load_checkpoint(
     }
 
 
-def _tensors_to_save(module: nn.Module) -> dict[str, Tensor]:
+def tensors_to_save(module: nn.Module) -> dict[str, Tensor]:
     """The state without the student's frozen parameters, each tensor under its first name: a teacher shares some."""
     seen = {id(parameter) for _, parameter in _frozen_parameters(module)}
     own = {}

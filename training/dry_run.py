@@ -25,7 +25,7 @@ from transformers import BatchFeature
 
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
 from .arguments import ArgumentError, TrainingArguments
-from .checkpoint import _tensors_to_save
+from .checkpoint import tensors_to_save
 from .matching import MatchingPairs
 from .momentum import is_frozen
 from .objective import Batch, CoarseToFineObjective
@@ -123,7 +123,7 @@ def dry_run(arguments: TrainingArguments) -> DryRun:
         "teacher": _bytes({*_tensors(objective.teacher)} - {*_tensors(model)}),
         "queue": _bytes(_tensors(objective.queue)),
     }
-    saved = _bytes(_tensors_to_save(objective).values())
+    saved = _bytes(tensors_to_save(objective).values())
     processor = build_processor(arguments)
     clip = np.zeros(int(processor.max_seconds * processor.sampling_rate), np.float32)
     example = processor(audio=clip, images=Image.new("RGB", (640, 480)), sampling_rate=processor.sampling_rate)
@@ -232,8 +232,7 @@ def _build(arguments: TrainingArguments) -> SpeechImageRetrievalModel:
                 setattr(part, name, changes[name])
         model = SpeechImageRetrievalModel(config)
     except (KeyError, TypeError, ValueError) as error:
-        hint = " --dry-run needs its config.json, from the Hub or in a folder." * ("cannot be loaded" in str(error))
-        raise ArgumentError(f"model: {str(error).removeprefix('model: ')}{hint}") from error
+        raise ArgumentError(f"model: {str(error).removeprefix('model: ')}") from error
     if arguments.attention == "eager":
         model.set_attn_implementation("eager")
     apply_policies(arguments, model)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -31,11 +33,16 @@ from .digest import weights_digest
 from .feature_cache import FeatureCache, filled_cache, missing_rows
 from .momentum import is_frozen
 
-FORMAT = 1  # of what a cache holds; raise it when the same key would give other features
+FORMAT = 2  # of what a cache holds; raise it when the same key would give other features
 
 # What a configuration says of its checkpoint and not of the model.
 _NO_ARCHITECTURE = ("_name_or_path", "architectures", "auto_map", "dtype", "transformers_version")
+_NO_SPEECH = ("image_processor", "auto_map")
+# What acts in training only, and a frozen backbone runs in evaluation mode.
+_TRAINING_ONLY = re.compile("dropout|layerdrop|drop_path|^mask_|^apply_spec_augment$")
 _BATCH = 64
+_PROBED = 16  # rows whose features tell how large all will be
+_SLICE = 256  # rows of media that are held at once to be hashed
 
 
 class FeatureRows(Sequence):
@@ -99,15 +106,31 @@ def distinct_pictures(split: Dataset) -> tuple[Tensor, list[int]]:
     Returns:
         (rows,) int64 numbers of pictures in the order of their first rows, and those rows.
     """
+    pictures, first_rows = _distinct(_identities(split, "image"))
+    return pictures, list(first_rows.values())
+
+
+def _distinct(identities: Iterable[str]) -> tuple[Tensor, dict[str, int]]:
+    """(rows,) int64 numbers of what is distinct, in order, and the first row of each."""
+    first_rows: dict[str, int] = {}
     numbers: dict[str, int] = {}
-    of_row, first_rows = [], []
-    for row, image in enumerate(split.select_columns(["image"])["image"]):
-        name = image["path"] if image["bytes"] is None else hashlib.blake2b(image["bytes"]).hexdigest()
-        if name not in numbers:
-            numbers[name] = len(numbers)
-            first_rows.append(row)
-        of_row.append(numbers[name])
+    of_row = []
+    for row, identity in enumerate(identities):
+        first_rows.setdefault(identity, row)
+        of_row.append(numbers.setdefault(identity, len(numbers)))
     return torch.tensor(of_row), first_rows
+
+
+def _identities(split: Dataset, column: str) -> Iterator[str]:
+    """By row, a digest of the medium's bytes; of a file path, size and time."""
+    for rows in split.select_columns([column]).iter(_SLICE):
+        for medium in rows[column]:
+            if medium["bytes"] is not None:
+                yield hashlib.blake2b(medium["bytes"]).hexdigest()
+                continue
+            file = Path(medium["path"] or "")
+            status = file.stat() if file.is_file() else None  # a missing file is reported when it is read
+            yield f"{medium['path']} {status and (status.st_size, status.st_mtime_ns)}"
 
 
 def cached_rows(
@@ -123,23 +146,24 @@ def cached_rows(
     """The rows of a split with features in place of the media of each frozen backbone, computed where missing.
 
     They are kept beside the corpus, in `CORPUS.features/`, in a folder for each split and backbone that is named by a
-    digest of weights, preprocessing and corpus, and found again by every run whose backbone and corpus are the same.
+    digest of weights, preprocessing and media, and found again by every run whose backbone and media are the same.
 
     Args:
         name: of the split. corpus: the corpus' folder.
         precision: what `autocast` computes in; part of the digest.
 
     Raises:
-        ArgumentError: neither backbone is frozen, or a cache is damaged.
+        ArgumentError: neither backbone is frozen, a cache is damaged, or the disk lacks the space for it.
         CorpusError: a recording or a picture cannot be used.
     """
-    pictures, first_rows = distinct_pictures(split)
+    pictures, first_rows = _distinct(_identities(split, "image"))
+    settings = processor.to_dict()
     sides = {
         "audio": _Side(
             model.speech_backbone,
             split.select_columns(["audio", "caption_id"]),
             {
-                "preprocessing": _preprocessing(processor, "image_processor"),
+                "preprocessing": _plain({name: settings[name] for name in settings if name not in _NO_SPEECH}),
                 "layers": model.speech_layers,
                 "pooling": model.config.speech_pooling,
             },
@@ -147,9 +171,9 @@ def cached_rows(
         ),
         "image": _Side(
             model.vision_backbone,
-            split.select_columns(["image", "caption_id"]).select(first_rows),
+            split.select_columns(["image", "caption_id"]).select(list(first_rows.values())),
             {
-                "preprocessing": _preprocessing(processor, "feature_extractor"),
+                "preprocessing": _plain(settings["image_processor"]),
                 "layer": model.config.vision_feature_layer,
             },
             partial(_encode_images, model),
@@ -161,7 +185,7 @@ def cached_rows(
     for column, side in sides.items():
         if is_frozen(side.backbone):
             key = {"format": FORMAT, "split": name, "media": column, "precision": precision, **side.key()}
-            key["corpus"] = _corpus_digest(split._fingerprint, side.media[column])
+            key["corpus"] = _digest(first_rows if column == "image" else _identities(split, column))
             with inference(model):
                 caches[column] = _filled(folder, key, side, processor, column, autocast)
     if not caches:
@@ -184,7 +208,7 @@ class _Side:
     def key(self) -> dict[str, Any]:
         config = self.backbone.config.to_dict()
         return {
-            "backbone": _plain({name: value for name, value in config.items() if name not in _NO_ARCHITECTURE}),
+            "backbone": _architecture(_plain(config)),
             "weights": weights_digest(self.backbone.state_dict().items()),
             **self.settings,
         }
@@ -200,29 +224,58 @@ def _filled(
 ) -> FeatureCache:
     digest = hashlib.blake2b(json.dumps(key, sort_keys=True).encode(), digest_size=8).hexdigest()
     folder = folder / f"{key['split']}-{column}-{digest}"
-    missing = missing_rows(folder, len(side.media))
+    missing = sum(map(len, missing_rows(folder, len(side.media))))
+
+    def batches(rows: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+        examples = side.media[rows]
+        named = list(zip(map(repr, examples["caption_id"]), examples[column], strict=True))
+        # Clips of similar length share a batch: less padding.
+        order = sorted(range(len(named)), key=lambda place: -encoded_size(named[place][1]))
+        for start in range(0, len(order), _BATCH):
+            places = order[start : start + _BATCH]
+            modality = "audio" if column == "audio" else "images"
+            try:
+                inputs = read_batch(processor, modality, [named[place] for place in places])
+            except ValueError as error:
+                raise CorpusError(str(error)) from error
+            with autocast():  # not around the processor, which computes spectrograms
+                yield dict(zip((rows[place] for place in places), side.encode(inputs), strict=True))
+
     with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=Console(stderr=True)) as progress:
         task = progress.add_task(f"{column} features, {key['split']}", total=missing, visible=missing > 0)
+        row_bytes = 0.0
+        if missing:
+            row_bytes = _row_bytes(batches(range(0, len(side.media), -(-len(side.media) // _PROBED))))
+            size = _gigabytes(row_bytes * missing)
+            what = f"{column} features, {key['split']}: about {size} in {folder}"
+            _require_space(folder, row_bytes * missing, what)
+            progress.console.print(what, soft_wrap=True, highlight=False, markup=False)
 
-        def compute(rows: range) -> list[Tensor]:
-            examples = side.media[rows.start : rows.stop]
-            named = list(zip(map(repr, examples["caption_id"]), examples[column], strict=True))
-            found: dict[int, Tensor] = {}
-            # Clips of similar length share a batch: less padding.
-            order = sorted(range(len(named)), key=lambda place: -encoded_size(named[place][1]))
-            for start in range(0, len(order), _BATCH):
-                places = order[start : start + _BATCH]
-                modality = "audio" if column == "audio" else "images"
-                try:
-                    inputs = read_batch(processor, modality, [named[place] for place in places])
-                except ValueError as error:
-                    raise CorpusError(str(error)) from error
-                with autocast():  # not around the processor, which computes spectrograms
-                    found |= zip(places, side.encode(inputs), strict=True)
-                progress.advance(task, len(places))
-            return [found[place] for place in range(len(named))]
+        def compute(rows: range) -> Iterator[dict[int, Tensor]]:
+            for batch in batches(rows):
+                yield batch
+                progress.advance(task, len(batch))
 
-        return filled_cache(folder, key, len(side.media), compute)
+        return filled_cache(folder, key, len(side.media), compute, row_bytes)
+
+
+def _row_bytes(batches: Iterable[dict[int, Tensor]]) -> float:
+    sizes = [2 * tensor.numel() for batch in batches for tensor in batch.values()]
+    return sum(sizes) / len(sizes)
+
+
+def _require_space(folder: Path, size: float, what: str) -> None:
+    there = next(parent for parent in folder.parents if parent.exists())
+    free = shutil.disk_usage(there).free
+    if free < size:
+        raise ArgumentError(
+            f"{what}, where {_gigabytes(free)} are free. Make room (old folders beside it can be removed), raise "
+            "model.speech_pooling, or set feature_cache=false."
+        )
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _encode_speech(model: SpeechImageRetrievalModel, inputs: dict[str, Tensor]) -> list[Tensor]:
@@ -234,23 +287,23 @@ def _encode_images(model: SpeechImageRetrievalModel, inputs: dict[str, Tensor]) 
     return list(model.get_image_backbone_features(**inputs_for(model, inputs)).to("cpu", torch.bfloat16).clone())
 
 
-def _preprocessing(processor: SpeechImageRetrievalProcessor, other: str) -> dict[str, Any]:
-    """The processor's settings without those of the other modality."""
-    settings = processor.to_dict()
-    return _plain({name: value for name, value in settings.items() if name not in (other, "auto_map")})
+def _architecture(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without what does not change the features of a frozen backbone."""
+    return {
+        name: _architecture(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if name not in _NO_ARCHITECTURE and not _TRAINING_ONLY.search(name)
+    }
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(values, default=str))
 
 
-def _corpus_digest(fingerprint: str, media: Sequence[dict[str, Any]]) -> str:
-    """Of the split as `datasets` identifies it, and of the size and time of every file that its media name."""
-    digest = hashlib.blake2b(fingerprint.encode(), digest_size=16)
-    for path in sorted({item["path"] for item in media if item["bytes"] is None and item["path"]}):
-        file = Path(path)
-        status = file.stat() if file.is_file() else None  # a missing file is reported when it is read
-        digest.update(f"{path} {status and (status.st_size, status.st_mtime_ns)}".encode())
+def _digest(identities: Iterable[str]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for identity in identities:
+        digest.update(f"{identity}\n".encode())
     return digest.hexdigest()
 
 

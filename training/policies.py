@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
@@ -11,10 +10,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
-from .arguments import ArgumentError, TrainingArguments
+from .arguments import ArgumentError, TrainingArguments, refuse_unknown_names
+from .momentum import is_frozen
 
 # Encoders that hold their norm before the list of layers and apply it after them.
-_NORM_COMES_LAST = ("StableLayerNorm", "Conformer")
+_NORM_COMES_LAST = "StableLayerNorm"
 # Fields of LoraConfig whose result the merged weights could not hold, or transformers could not load as an adapter
 # (of DoRA its load_adapter leaves the magnitudes out, transformers 5.23).
 _NOT_EXPORTABLE = (
@@ -39,7 +39,7 @@ def apply_policies(arguments: TrainingArguments, model: SpeechImageRetrievalMode
     _apply("vision", model.vision_backbone, arguments.trainable_vision_layers, arguments.vision_lora)
 
 
-def _apply(side: str, backbone: nn.Module, count: int | None, lora: dict[str, Any] | None) -> None:
+def _apply(side: str, backbone: PreTrainedModel, count: int | None, lora: dict[str, Any] | None) -> None:
     if count is None and lora is None:
         return
     levels = backbone_levels(backbone)
@@ -53,6 +53,18 @@ def _apply(side: str, backbone: nn.Module, count: int | None, lora: dict[str, An
     for level in levels[len(levels) - (count or 0) :]:
         for parameter in level:
             parameter.requires_grad_(True)
+    if any(parameter.requires_grad for parameter in backbone.parameters()):
+        _never_drop_layers(backbone)
+
+
+def _never_drop_layers(backbone: PreTrainedModel) -> None:
+    # LayerDrop is drawn by the encoder, for frozen layers too; and DDP refuses trained ones without a gradient.
+    for name in ("layerdrop", "encoder_layerdrop"):
+        if hasattr(backbone.config, name):
+            setattr(backbone.config, name, 0.0)
+    for part in backbone.modules():
+        if isinstance(getattr(part, "layerdrop", None), float):
+            part.layerdrop = 0.0
 
 
 def backbone_levels(backbone: nn.Module) -> list[list[nn.Parameter]]:
@@ -93,7 +105,7 @@ def _part_levels(part: nn.Module, parameters: Iterable[nn.Parameter]) -> list[li
 def _norms_applied_last(part: nn.Module, layers: nn.ModuleList) -> set[int]:
     """Identities of the parameters of norms that are registered before the layers and applied after them."""
     for encoder in part.modules():
-        named = any(kind in type(encoder).__name__ for kind in _NORM_COMES_LAST)
+        named = _NORM_COMES_LAST in type(encoder).__name__
         if named and any(child is layers for child in encoder.children()):
             norms = (child for child in encoder.children() if isinstance(child, nn.LayerNorm))
             return {id(parameter) for norm in norms for parameter in norm.parameters()}
@@ -107,17 +119,14 @@ def _encoder_layers(backbone: nn.Module) -> nn.ModuleList:
     return outermost[-1] if outermost else nn.ModuleList()
 
 
-def _add_lora(where: str, backbone: nn.Module, options: dict[str, Any]) -> None:
+def _add_lora(where: str, backbone: PreTrainedModel, options: dict[str, Any]) -> None:
     """Put LoRA matrices beside the weights that `options`, the fields of `peft.LoraConfig`, name."""
     try:
-        from peft import LoraConfig, inject_adapter_in_model
+        from peft import LoraConfig
     except ImportError as error:
         raise ArgumentError(f"{where} needs the package peft: pip install peft") from error
     known = [spec.name for spec in fields(LoraConfig) if spec.init and spec.name not in _NOT_EXPORTABLE]
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise ArgumentError(f"{where} has no field {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+    refuse_unknown_names(options, known, where)
     if options.get("init_lora_weights", True) not in _LORA_INITIALISATIONS:
         raise ArgumentError(f"{where}: init_lora_weights must be one of {_LORA_INITIALISATIONS}")
     targets = options.get("target_modules")
@@ -126,16 +135,12 @@ def _add_lora(where: str, backbone: nn.Module, options: dict[str, Any]) -> None:
         if not any(name.endswith(f".{target}") for name in names):
             raise ArgumentError(f"{where}: no module is named {target!r}. {_linear_modules(backbone)}")
     try:
-        config = LoraConfig(**options)
-        if isinstance(backbone, PreTrainedModel):
-            backbone.add_adapter(config)
-        else:
-            inject_adapter_in_model(config, backbone)
+        backbone.add_adapter(LoraConfig(**options))
     except (ImportError, TypeError, ValueError) as error:
         raise ArgumentError(f"{where}: {' '.join(str(error).split())} {_linear_modules(backbone)}") from error
     # WavLM hands the weights of its attention to a function and so would leave the matrices beside them out.
     for part in backbone.modules():
-        if type(part).__name__ == "WavLMAttention" and any(".lora_" in f".{n}" for n, _ in part.named_parameters()):
+        if type(part).__name__ == "WavLMAttention" and any(is_lora(name) for name, _ in part.named_parameters()):
             raise ArgumentError(
                 f"{where}: WavLM's attention cannot have LoRA; target intermediate_dense and output_dense"
             )
@@ -152,10 +157,25 @@ def is_lora(name: str) -> bool:
 
 
 def keep_frozen_in_evaluation(model: SpeechImageRetrievalModel) -> None:
-    """Parts of the backbones without a trained parameter behave as in evaluation: no dropout, no masking, fixed
-    batch statistics. A layer with LoRA matrices trains, and with it its dropout."""
+    """Frozen parts of the backbones behave as in evaluation: no dropout, fixed batch statistics. So does what has no
+    parameters and comes before a frozen first layer.
+
+    A layer with LoRA matrices trains, and with it its dropout. A backbone that trains in part also keeps the masking
+    that its configuration asks for (`mask_time_prob`, `mask_feature_prob`): it is drawn at the frozen input, and the
+    trained layers are what it regularises. One that is frozen as a whole masks nothing.
+    """
     for backbone in (model.speech_backbone, model.vision_backbone):
         for part in backbone.modules():
-            parameters = list(part.parameters())
-            if parameters and not any(parameter.requires_grad for parameter in parameters):
+            if is_frozen(part):
                 part.eval()
+        for part in (part for part in backbone.modules() if isinstance(part, PreTrainedModel)):
+            layers = _encoder_layers(part)
+            if len(layers) and is_frozen(layers[0]):
+                _outside_in_evaluation(part, layers)
+
+
+def _outside_in_evaluation(backbone: nn.Module, layers: nn.ModuleList) -> None:
+    inside = {id(part) for part in layers.modules()}
+    for part in backbone.modules():
+        if id(part) not in inside and not any(True for _ in part.parameters()):
+            part.eval()

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from dataclasses import fields
 from typing import Any
 
 import torch
-import transformers
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedConfig
 from transformers.feature_extraction_utils import FeatureExtractionMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..modeling.configuration_speech_image_retrieval import SpeechImageRetrievalConfig
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
+from ..modeling.supported_backbones import refuse_unknown
+from ..processing.pretrained import object_of_type
 from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
-from .arguments import ArgumentError, TrainingArguments
+from .arguments import ArgumentError, TrainingArguments, refuse_unknown_names
 from .embedding_queue import EmbeddingQueue
 from .momentum import MomentumTeacher
 from .objective import CoarseToFineObjective
@@ -36,7 +34,7 @@ def build_model(arguments: TrainingArguments, device: torch.device) -> SpeechIma
             model = SpeechImageRetrievalModel(config)
         else:
             model = SpeechImageRetrievalModel.from_backbones(
-                arguments.speech_backbone, arguments.vision_backbone, qformer=arguments.qformer, **arguments.model
+                **_backbones(arguments), qformer=arguments.qformer, **arguments.model
             )
     except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
         raise _as_argument_error("model", error) from error
@@ -54,31 +52,28 @@ def build_config(arguments: TrainingArguments) -> SpeechImageRetrievalConfig:
     try:
         if arguments.speech_backbone is None:
             config = SpeechImageRetrievalConfig(**arguments.model)
+            refuse_unknown(arguments.model, config, "model")
         else:
             config = SpeechImageRetrievalModel.config_from_backbones(
-                arguments.speech_backbone, arguments.vision_backbone, qformer=arguments.qformer, **arguments.model
+                **_backbones(arguments), qformer=arguments.qformer, **arguments.model
             )
-        _refuse_unknown(arguments.model, config, "model")
     except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
         raise _as_argument_error("model", error) from error
     return config
 
 
 def _as_argument_error(where: str, error: Exception) -> ArgumentError:
-    return error if isinstance(error, ArgumentError) else ArgumentError(f"{where}: {error}")
+    # Errors of strict configurations have several lines.
+    return error if isinstance(error, ArgumentError) else ArgumentError(f"{where}: {' '.join(str(error).split())}")
 
 
-def _refuse_unknown(values: dict[str, Any], config: PreTrainedConfig, where: str) -> None:
-    # transformers keeps any name as an attribute, so a misspelt one would silently do nothing.
-    known = {spec.name for spec in fields(config)} | set(config.attribute_map) | {"model_type"}
-    for name, value in values.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise ArgumentError(
-                f"model: {where} has no field {name!r}." + (f" Did you mean {near[0]!r}?" if near else "")
-            )
-        if isinstance(value, dict) and isinstance(getattr(config, name), PreTrainedConfig):
-            _refuse_unknown(value, getattr(config, name), f"{where}.{name}")
+def _backbones(arguments: TrainingArguments) -> dict[str, Any]:
+    return {
+        "speech": arguments.speech_backbone,
+        "vision": arguments.vision_backbone,
+        "speech_hub_options": arguments.speech_hub_options,
+        "vision_hub_options": arguments.vision_hub_options,
+    }
 
 
 def build_processor(arguments: TrainingArguments) -> SpeechImageRetrievalProcessor:
@@ -87,18 +82,13 @@ def build_processor(arguments: TrainingArguments) -> SpeechImageRetrievalProcess
     processor's own options."""
     options = dict(arguments.processor)
     known = list(inspect.signature(SpeechImageRetrievalProcessor.__init__).parameters)[1:]
-    for name in options:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            raise ArgumentError(f"processor has no field {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+    refuse_unknown_names(options, known, "processor")
     try:
         if arguments.speech_backbone is not None:
-            return SpeechImageRetrievalProcessor.from_backbones(
-                arguments.speech_backbone, arguments.vision_backbone, **options
-            )
-        feature_extractor = _transformers_object(options.pop("feature_extractor", None), FeatureExtractionMixin)
-        image_processor = _transformers_object(options.pop("image_processor", None), BaseImageProcessor)
-        return SpeechImageRetrievalProcessor(feature_extractor, image_processor, **options)
+            return SpeechImageRetrievalProcessor.from_backbones(**_backbones(arguments), **options)
+        for name, base in (("feature_extractor", FeatureExtractionMixin), ("image_processor", BaseImageProcessor)):
+            options[name] = object_of_type(options.get(name) or {}, base, name)
+        return SpeechImageRetrievalProcessor(**options)
     except ValueError as error:
         raise _as_argument_error("processor", error) from error
 
@@ -134,14 +124,3 @@ def initialize_from_speech_transformer(model: SpeechImageRetrievalModel) -> None
         layer.load_state_dict(source.state_dict(), strict=False)
         layer.cross_attention.load_state_dict(source.self_attention.state_dict())
         layer.cross_attention_norm.load_state_dict(source.self_attention_norm.state_dict())
-
-
-def _transformers_object(options: dict[str, Any] | None, base: type) -> Any:
-    options = dict(options or {})
-    name = options.pop("type", None)
-    kind = getattr(transformers, name, None) if isinstance(name, str) else None
-    if not (isinstance(kind, type) and issubclass(kind, base)):
-        raise ArgumentError(
-            f"processor: {name!r} is no {base.__name__} of transformers; give its class name as `type`"
-        )
-    return kind(**options)

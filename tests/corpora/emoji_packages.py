@@ -9,13 +9,20 @@ from typing import NamedTuple
 from PIL import Image
 from speech_image_retrieval.corpora.emoji_artwork import PACKAGES, STYLES
 
-CORNERS = {"google": (255, 0, 0), "twitter": (0, 255, 0), "openmoji": (0, 0, 255), "fluent": (0, 0, 0)}
+CORNERS = {
+    "google": (255, 0, 0),
+    "twitter": (0, 255, 0),
+    "apple": (255, 255, 0),
+    "facebook": (255, 0, 255),
+    "openmoji": (0, 0, 255),
+    "fluent": (0, 0, 0),
+}
 """The colour that tells a style's pictures, at the left of each; the right half is transparent."""
 
 
 class Emoji(NamedTuple):
-    """`files` are its file names in the order of STYLES, without suffix; None where a style lacks it. Those with the
-    same `looks` have the same picture in OpenMoji.
+    """`files` are its file names for Google, the other emoji-datasource packages, OpenMoji and Fluent, without suffix;
+    None where a style lacks it. Those with the same `looks` have the same picture in OpenMoji.
     """
 
     label: str
@@ -62,7 +69,8 @@ def write_packages(prefix: Path, emoji: tuple[Emoji, ...] = EMOJI) -> Path:
     for one in emoji:
         shade = shades.setdefault(one.hexcode, 250 - 10 * len(shades))
         alike = shades.setdefault(one.looks or one.hexcode, shade)
-        for (style, pattern), file in zip(STYLES.items(), one.files, strict=True):
+        files = (one.files[0], *3 * one.files[1:2], *one.files[2:])
+        for (style, pattern), file in zip(STYLES.items(), files, strict=True):
             path = root / pattern.replace("*", str(file))
             path.parent.mkdir(parents=True, exist_ok=True)
             if file:

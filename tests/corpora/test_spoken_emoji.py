@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import sys
 from collections import Counter
@@ -12,13 +13,13 @@ import soundfile
 from datasets import DatasetDict
 from PIL import Image
 from speech_image_retrieval.corpora import spoken_emoji
-from speech_image_retrieval.corpora.emoji_artwork import Concept
+from speech_image_retrieval.corpora.emoji_artwork import Concept, find_packages, find_pictures, read_concepts
 from speech_image_retrieval.corpora.flite import FLITE_SPEAKERS
 from speech_image_retrieval.corpora.schema import CorpusError, load_corpus
-from speech_image_retrieval.corpora.spoken_emoji import build_spoken_emoji, hold_out
+from speech_image_retrieval.corpora.spoken_emoji import TRAIN_STYLES, build_spoken_emoji, hold_out
 from speech_image_retrieval.corpora.synthesis import SPEAKERS
 
-from .emoji_packages import CORNERS, EMOJI, write_packages
+from .emoji_packages import CORNERS, EMOJI, Emoji, same_name, write_packages
 
 CAPTIONS = 6
 CONCEPTS = len(EMOJI) - 3  # without a flag, one that Fluent lacks, and one that looks like another
@@ -82,10 +83,47 @@ def test_held_out_concepts_are_not_in_training_and_validation(corpus: DatasetDic
         assert names.isdisjoint(text.partition(", ")[0] for text in corpus[split]["text"])
 
 
+def words(text: str) -> str:
+    return f" {' '.join(re.findall('[a-z0-9]+', text.lower()))} "
+
+
+def held_out_names_said(corpus: DatasetDict, names: list[str]) -> set[tuple[str, str]]:
+    """The names of held-out concepts and the captions of other concepts in which they are heard."""
+    unseen = corpus["test_unseen_concept"]["text"]
+    held_out = [name for name in names if any(text == name or text.startswith(f"{name}, ") for text in unseen)]
+    assert held_out
+    seen = {text for name, split in corpus.items() if name != "test_unseen_concept" for text in split["text"]}
+    return {(name, text) for name in held_out for text in seen if words(name) in words(text)}
+
+
+def names_of(packages: Path) -> list[str]:
+    root = find_packages(packages)
+    return [concept.name for concept in read_concepts(root, find_pictures(root))]
+
+
+def test_names_of_held_out_concepts_are_said_of_no_other(corpus: DatasetDict, packages: Path):
+    assert held_out_names_said(corpus, names_of(packages)) == set()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_held_out_name_is_a_synonym_or_a_run_of_words_in_training(tmp_path, monkeypatch, seed):
+    monkeypatch.setattr(spoken_emoji.flite, "require_flite", lambda: None)
+    monkeypatch.setattr(spoken_emoji, "_speak", lambda *_: np.zeros(1600))
+    labels = ("nose", "pig nose", "watch", "apple watch", "heart", "couple: heart, man", "pen", "fly", "fly fishing")
+    emoji = tuple(
+        Emoji(label, code.upper(), same_name(code), (*(f"the {other}" for other in labels), *labels))
+        for label, code in zip(labels, (f"1f60{number}" for number in range(len(labels))), strict=True)
+    )
+    packages = write_packages(tmp_path, emoji)
+    corpus = build_spoken_emoji(packages, tmp_path / "corpus", seed=seed, captions_per_concept=24, num_proc=1)
+    assert held_out_names_said(corpus, names_of(packages)) == set()
+    assert any(", the " in text for text in corpus["train"]["text"]), "synonyms that name nothing held out stay"
+
+
 def test_the_held_out_style_is_in_its_own_split_only(corpus: DatasetDict):
     styles = {name: Counter(map(style_of, split)) for name, split in corpus.items()}
-    third = CAPTIONS // 3 * (CONCEPTS - 1)
-    assert styles["train"] == {"google": third, "twitter": third, "openmoji": third}
+    drawn = Counter(TRAIN_STYLES[number % len(TRAIN_STYLES)] for number in range(CAPTIONS))
+    assert styles["train"] == {style: count * (CONCEPTS - 1) for style, count in drawn.items()}
     assert set(styles["test_unseen_style"]) == {"fluent"}
     for split in ("validation", "test", "test_unseen_concept"):
         assert set(styles[split]) == {"google"}
@@ -118,7 +156,7 @@ def test_the_unseen_style_is_asked_for_with_the_recordings_of_test(corpus: Datas
 def test_an_evaluation_split_has_one_picture_of_each_concept_and_caption_ids_are_unique(corpus: DatasetDict):
     for name, split in corpus.items():
         pictures = {(row["image_id"], row["image"]["bytes"]) for row in split}
-        assert len(pictures) == len(set(split["image_id"])) * (3 if name == "train" else 1)
+        assert len(pictures) == len(set(split["image_id"])) * (len(TRAIN_STYLES) if name == "train" else 1)
     caption_ids = [caption_id for split in corpus.values() for caption_id in split["caption_id"]]
     assert len(set(caption_ids)) == len(caption_ids)
 
@@ -167,6 +205,8 @@ def test_a_tenth_of_the_concepts_is_held_out_by_the_seed():
     assert hold_out(concepts, seed=1)[1] != unseen
     with pytest.raises(CorpusError, match="1 emoji cannot be shared out"):
         hold_out(concepts[:1], seed=0)
+    with pytest.raises(CorpusError, match="2 emoji cannot be shared out"):
+        hold_out([Concept("1", "button", ()), Concept("2", "Button", ())], seed=0)
 
 
 def test_more_captions_than_voices_use_every_voice_before_one_returns(packages: Path, tmp_path: Path, monkeypatch):
@@ -201,3 +241,20 @@ def test_a_folder_with_something_else_is_left_alone(packages: Path, tmp_path: Pa
     with pytest.raises(CorpusError, match="not a corpus"):
         build_spoken_emoji(packages, tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_no_held_out_name_is_spoken_in_training():
+    concepts = [
+        Concept(str(number), name, synonyms)
+        for number, (name, synonyms) in enumerate(
+            [("watch", ("clock",)), ("apple watch", ("watch", "wrist watch")), ("crab", ()), ("clock", ("watch",))]
+            + [(f"thing {word}", ("crab", f"crab {word}", "crabby")) for word in "abcdefghijklmnopqrst"]
+        )
+    ]
+    for seed in range(30):
+        seen, unseen = hold_out(concepts, seed)
+        assert len(seen) + len(unseen) == len(concepts) and unseen
+        for name in (one.name for one in unseen):
+            for spoken in (text for one in seen for text in (one.name, *one.synonyms)):
+                assert f" {name} " not in f" {spoken} "
+    assert all("crabby" in one.synonyms for one in seen if one.name.startswith("thing"))

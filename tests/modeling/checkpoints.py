@@ -12,10 +12,16 @@ from transformers import (
     Blip2ForImageTextRetrieval,
     CLIPConfig,
     CLIPModel,
+    ConvNextConfig,
+    ConvNextModel,
     Data2VecAudioConfig,
     Data2VecAudioModel,
+    DeiTConfig,
+    DeiTModel,
     Dinov2Config,
     Dinov2Model,
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
     DINOv3ViTConfig,
     DINOv3ViTModel,
     HubertConfig,
@@ -23,8 +29,13 @@ from transformers import (
     HubertModel,
     OPTConfig,
     PreTrainedModel,
+    ResNetModel,
     SiglipConfig,
     SiglipModel,
+    UniSpeechConfig,
+    UniSpeechModel,
+    UniSpeechSatConfig,
+    UniSpeechSatModel,
     ViTConfig,
     ViTModel,
     Wav2Vec2BertConfig,
@@ -37,7 +48,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from .tiny import IMAGE_SIZE, WIDTH, blip2_vision, wav2vec2_bert, whisper
+from .tiny import IMAGE_SIZE, WIDTH, blip2_vision, resnet, wav2vec2_bert, whisper
 
 _LAYERS = {"hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 2 * WIDTH}
 _WAVEFORM = {
@@ -76,6 +87,8 @@ SPEECH: dict[str, Callable[[], PreTrainedModel]] = {
     "wavlm-base": lambda: WavLMModel(WavLMConfig(**_WAVEFORM)),
     "wavlm-large": lambda: WavLMModel(WavLMConfig(**_WAVEFORM, **_STABLE)),
     "data2vec-audio": lambda: Data2VecAudioModel(Data2VecAudioConfig(**_WAVEFORM, conv_pos_kernel_size=5)),
+    "unispeech": lambda: UniSpeechModel(UniSpeechConfig(**_WAVEFORM)),
+    "unispeech-sat": lambda: UniSpeechSatModel(UniSpeechSatConfig(**_WAVEFORM)),
     "wav2vec2-bert": lambda: Wav2Vec2BertModel(Wav2Vec2BertConfig(**wav2vec2_bert().to_dict())),
     "whisper": lambda: WhisperForConditionalGeneration(whisper()),
 }
@@ -83,10 +96,18 @@ VISION: dict[str, Callable[[], PreTrainedModel]] = {
     "blip2": lambda: Blip2ForConditionalGeneration(_blip2_config()),
     "blip2-itm": lambda: Blip2ForImageTextRetrieval(_blip2_config(use_qformer_text_input=True)),
     "vit": lambda: ViTModel(ViTConfig(**_VIT)),
+    "deit": lambda: DeiTModel(DeiTConfig(**_VIT)),
     "dinov2": lambda: Dinov2Model(Dinov2Config(**_VIT)),
+    "dinov2-registers": lambda: Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**_VIT, num_register_tokens=2)),
     "dinov3": lambda: DINOv3ViTModel(DINOv3ViTConfig(**_VIT, num_register_tokens=2)),
     "clip": lambda: CLIPModel(CLIPConfig(vision_config=_VIT, text_config=_TEXT, projection_dim=8)),
     "siglip": lambda: SiglipModel(SiglipConfig(vision_config=_VIT, text_config=_TEXT)),
+}
+NETWORKS: dict[str, Callable[[], PreTrainedModel]] = {
+    "resnet": lambda: ResNetModel(resnet()),
+    "convnext": lambda: ConvNextModel(
+        ConvNextConfig(hidden_sizes=[8, 8, 8, WIDTH], depths=[1, 1, 1, 1], patch_size=2)
+    ),
 }
 
 

@@ -371,3 +371,38 @@ def test_numbers_that_cannot_be_trained_are_refused(wrong):
 def test_a_width_that_heads_cannot_share_is_refused():
     with pytest.raises(Exception, match="hidden_size 30"):
         SpeechImageRetrievalConfig(multimodal_config={"hidden_size": 30, "num_attention_heads": 4})
+
+
+def test_chunks_of_a_clip_are_one_speech_of_forward():
+    model, batch = tiny_model(HUBERT), tiny_batch(HUBERT, (8, 8, 5))
+    batch["pixel_values"], clips = batch["pixel_values"][:2], torch.tensor([0, 0, 1])
+    with torch.no_grad():
+        output = model(**batch, chunk_clips=clips, return_loss=True)
+        speech = model.get_speech_features(**speech_of(batch), chunk_clips=clips)
+    assert torch.equal(output.speech_embeds, speech.pooler_output)
+    assert output.logits_per_speech.shape == (2, 2) and torch.isfinite(output.loss)
+
+
+@pytest.mark.parametrize(
+    ("part", "config", "problem"),
+    [
+        ("speech_config", {"model_type": "wav2vec2-conformer"}, "wav2vec2-conformer model, not a supported speech"),
+        ("speech_config", {"model_type": "sew"}, "sew model, not a supported speech encoder: choose one of data2vec"),
+        ("speech_config", {"model_type": "audio-spectrogram-transformer"}, "not a supported speech encoder"),
+        ("speech_config", {"model_type": "speech_to_text"}, "not a supported speech encoder"),
+        (
+            "vision_config",
+            {"model_type": "vit_mae"},
+            "vit_mae model, not a supported image encoder: choose one of bli",
+        ),
+        ("vision_config", {"model_type": "swin"}, "not a supported image encoder"),
+        ("vision_config", {"model_type": "swinv2"}, "not a supported image encoder"),
+        ("vision_config", {"model_type": "ijepa"}, "not a supported image encoder"),
+        ("vision_config", {"model_type": "siglip2_vision_model"}, "not a supported image encoder"),
+        ("speech_config", {"model_type": "wav2vec2", "add_adapter": True}, "add_adapter=False"),
+    ],
+)
+def test_backbones_that_do_not_work_are_refused(part, config, problem):
+    with pytest.raises(ValueError, match=problem) as error:
+        SpeechImageRetrievalModel(SpeechImageRetrievalConfig(**{part: config}))
+    assert "\n" not in str(error.value)

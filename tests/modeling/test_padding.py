@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from speech_image_retrieval import SpeechImageRetrievalModel
+from speech_image_retrieval.modeling.padding import leave_out_padding
 from torch import nn
 
 from .checkpoints import SPEECH, VISION, write
@@ -115,3 +116,12 @@ def test_checkpointed_gradients_of_the_front_end_leave_padding_out_too(model):
     model.activation_checkpointing_disable()
     for one, other in zip(plain, checkpointed, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_a_backbone_is_changed_once(model):
+    def hooks() -> int:
+        return sum(len(part._forward_hooks) for part in model.speech_backbone.modules())
+
+    before = hooks()
+    leave_out_padding(model.speech_backbone)
+    assert hooks() == before

@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from speech_image_retrieval import SpeechImageRetrievalModel
+from speech_image_retrieval.modeling.supported_backbones import SPEECH_MODEL_TYPES, VISION_MODEL_TYPES
 from torch import nn
-from transformers import AutoModel, BertConfig, BertModel, CLIPTextConfig, CLIPTextModel
+from transformers import AutoModel, BertConfig, BertModel, CLIPTextConfig, CLIPTextModel, Wav2Vec2Config, Wav2Vec2Model
 
-from .checkpoints import SPEECH, VISION, write
+from .checkpoints import _WAVEFORM, NETWORKS, SPEECH, VISION, write
 from .tiny import IMAGE_SIZE, WIDTH
 
 _NORM = "encoder.layers.{}.final_layer_norm.weight"
@@ -33,7 +34,9 @@ _SMALL = {
 def checkpoints(tmp_path_factory) -> dict[str, tuple[Path, nn.Module]]:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("checkpoints")
-    return {name: (folder / name, write(build(), folder / name)) for name, build in (SPEECH | VISION).items()}
+    return {
+        name: (folder / name, write(build(), folder / name)) for name, build in (SPEECH | VISION | NETWORKS).items()
+    }
 
 
 def build(checkpoints, speech: str = "hubert-large", vision: str = "vit", **options) -> SpeechImageRetrievalModel:
@@ -60,7 +63,7 @@ def test_speech_weights_are_the_checkpoints(checkpoints, name):
     same_tensors(build(checkpoints, speech=name).speech_backbone, speech_encoder(checkpoints[name][1]))
 
 
-@pytest.mark.parametrize("name", VISION)
+@pytest.mark.parametrize("name", [*VISION, *NETWORKS])
 def test_vision_weights_are_the_checkpoints(checkpoints, name):
     source = checkpoints[name][1]
     same_tensors(build(checkpoints, vision=name).vision_backbone, getattr(source, "vision_model", source))
@@ -161,7 +164,9 @@ def test_pickled_weights_are_not_read(tmp_path, checkpoints):
     model = write(SPEECH["hubert-large"](), tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="safetensors"):
+    with pytest.raises(
+        ValueError, match=r"^\S+ has no safetensors weights, .* save_pretrained, then name that folder\.$"
+    ):
         SpeechImageRetrievalModel.from_backbones(str(tmp_path), str(checkpoints["vit"][0]), **_SMALL)
 
 
@@ -171,11 +176,11 @@ def test_what_is_no_encoder_of_the_kind_is_refused(tmp_path, checkpoints):
     CLIPTextModel(CLIPTextConfig(**text, vocab_size=8)).save_pretrained(tmp_path / "text")
     hubert, vit = (str(checkpoints[name][0]) for name in ("hubert-large", "vit"))
     for speech, vision, problem in (
-        (str(tmp_path / "bert"), vit, "bert model, not a speech encoder"),
-        (vit, vit, "vit model, not a speech encoder"),
-        (hubert, hubert, "hubert model, not an image encoder"),
-        (hubert, str(tmp_path / "bert"), "bert model, not an image encoder"),
-        (hubert, str(tmp_path / "text"), "not an image encoder"),
+        (str(tmp_path / "bert"), vit, "bert model, not a supported speech encoder"),
+        (vit, vit, "vit model, not a supported speech encoder"),
+        (hubert, hubert, "hubert model, not a supported image encoder"),
+        (hubert, str(tmp_path / "bert"), "bert model, not a supported image encoder"),
+        (hubert, str(tmp_path / "text"), "not a supported image encoder"),
         (str(tmp_path / "nothing"), vit, "cannot be loaded"),
     ):
         with pytest.raises(ValueError, match=problem) as error:
@@ -219,3 +224,82 @@ def test_a_vision_layer_that_is_not_there_is_refused(checkpoints):
         build(checkpoints, vision_feature_layer=3)
     with pytest.raises(ValueError, match="without a Q-Former"):
         build(checkpoints, vision="blip2", qformer=True, vision_feature_layer=1)
+
+
+def test_every_supported_encoder_is_tested(checkpoints):
+    speech = {build(checkpoints, speech=name).config.speech_config.model_type for name in SPEECH}
+    vision = {build(checkpoints, vision=name).config.vision_config.model_type for name in (*VISION, *NETWORKS)}
+    assert speech == SPEECH_MODEL_TYPES and vision == VISION_MODEL_TYPES
+
+
+@pytest.mark.parametrize("name", [*VISION, *NETWORKS])
+def test_a_picture_has_one_embedding_alone_and_in_a_batch(checkpoints, name):
+    model, pixels = build(checkpoints, vision=name), torch.randn(2, 3, IMAGE_SIZE, IMAGE_SIZE)
+    with torch.no_grad():
+        once, again = (model.get_image_features(pixels).pooler_output for _ in range(2))
+        alone = model.get_image_features(pixels[1:]).pooler_output
+    assert torch.equal(once, again)
+    torch.testing.assert_close(alone, once[1:])
+
+
+@pytest.mark.parametrize("size", [0, 1000], ids=["empty", "truncated"])
+def test_damaged_weights_are_named_in_one_line(tmp_path, checkpoints, size):
+    write(SPEECH["hubert-large"](), tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:size])
+    with pytest.raises(
+        ValueError, match=r"^The weights of \S+ are damaged \([^\n]*\): download or copy them again\.$"
+    ):
+        SpeechImageRetrievalModel.from_backbones(str(tmp_path), str(checkpoints["vit"][0]), **_SMALL)
+
+
+def test_a_wrong_type_in_a_configuration_is_named_in_one_line(tmp_path, checkpoints):
+    write(SPEECH["hubert-large"](), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_size": "wide"}))
+    vit = str(checkpoints["vit"][0])
+    with pytest.raises(ValueError, match=r"^The speech backbone .*config.json is wrong[^\n]*'hidden_size'[^\n]*$"):
+        SpeechImageRetrievalModel.from_backbones(str(tmp_path), vit, **_SMALL)
+    with pytest.raises(ValueError, match=r"^[^\n]*'hidden_size'[^\n]*$"):
+        build(checkpoints, speech_config={"hidden_size": "wide"})
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (
+            {"projection_dims": 16},
+            "SpeechImageRetrievalConfig has no field 'projection_dims'. Did you mean 'projection_d",
+        ),
+        ({"speech_config": {"layer_drop": 0.1}}, "speech_config has no field 'layer_drop'. Did you mean 'layerdrop'"),
+        ({"vision_config": {"image_sise": 8}}, "vision_config has no field 'image_sise'. Did you mean 'image_size'"),
+        (
+            {"multimodal_config": {"hidden_sise": 8}},
+            "multimodal_config has no field 'hidden_sise'. Did you mean 'hidden",
+        ),
+        ({"speech_hub_options": {"use_safetensors": False}}, "speech_hub_options cannot hold 'use_safetensors'"),
+    ],
+)
+def test_a_misspelt_field_is_refused(checkpoints, change, problem):
+    with pytest.raises(ValueError, match=re.escape(problem)) as error:
+        build(checkpoints, **change)
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_is_refused_before_weights_are_loaded_and_can_be_left_out(tmp_path, checkpoints):
+    source = write(Wav2Vec2Model(Wav2Vec2Config(**_WAVEFORM, add_adapter=True, output_hidden_size=WIDTH)), tmp_path)
+    vit = str(checkpoints["vit"][0])
+    with pytest.raises(ValueError, match="wav2vec2 with add_adapter=True is not supported: set add_adapter=False"):
+        SpeechImageRetrievalModel.from_backbones(str(tmp_path), vit, **_SMALL)
+    model = SpeechImageRetrievalModel.from_backbones(
+        str(tmp_path), vit, speech_config={"add_adapter": False}, **_SMALL
+    )
+    same_tensors(model.speech_backbone, source)
+
+
+def test_a_checkpoint_out_of_reach_is_explained(checkpoints, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ValueError, match=r"^The speech backbone no/where cannot be loaded: .* folder .*HF_HUB_OFFLINE"
+    ):
+        SpeechImageRetrievalModel.from_backbones("no/where", str(checkpoints["vit"][0]), **_SMALL)

@@ -13,6 +13,7 @@ from speech_image_retrieval import SpeechImageRetrievalProcessor
 from transformers import (
     ASTConfig,
     ASTFeatureExtractor,
+    AutoConfig,
     AutoProcessor,
     BertConfig,
     Blip2Config,
@@ -342,3 +343,19 @@ assert other.image_processor.crop_size == processor.image_processor.crop_size
     for script in (export, use):
         done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
+
+
+def test_a_wrong_type_in_a_configuration_is_named_in_one_line(hubert, vit):
+    config = json.loads((hubert / "config.json").read_text())
+    (hubert / "config.json").write_text(json.dumps({**config, "hidden_size": "wide"}))
+    with pytest.raises(ValueError, match=r"^The configuration of \S+ is wrong: [^\n]*'hidden_size'[^\n]*$"):
+        from_backbones(hubert, vit)
+
+
+def test_each_backbone_has_hub_options_of_its_own(hubert, vit, monkeypatch):
+    seen, load = [], AutoConfig.from_pretrained
+    monkeypatch.setattr(
+        AutoConfig, "from_pretrained", lambda repo, **options: seen.append((repo, options)) or load(repo, **options)
+    )
+    from_backbones(hubert, vit, speech_hub_options={"revision": "abc"})
+    assert seen[:2] == [(str(hubert), {"revision": "abc"}), (str(vit), {})]

@@ -91,7 +91,7 @@ def test_files_that_are_no_configuration_are_refused(text, message, tmp_path):
 
 
 def test_a_missing_file_names_its_nearest_neighbour(config):
-    with pytest.raises(ArgumentError, match=r"Did you mean run\.yaml"):
+    with pytest.raises(ArgumentError, match=r"Did you mean 'run\.yaml'"):
         load_arguments(config.with_name("runn.yaml"), [])
 
 
@@ -170,3 +170,11 @@ def test_values_of_another_type_are_refused_by_name(name, value):
 def test_impossible_values_are_refused_by_name(changes):
     with pytest.raises(ArgumentError, match="|".join(changes)):
         make(**changes)
+
+
+def test_hub_options_need_backbones():
+    assert (
+        make(speech_backbone="a", vision_backbone="b", speech_hub_options={"revision": "c"}).vision_hub_options is None
+    )
+    with pytest.raises(ArgumentError, match="vision_hub_options"):
+        make(vision_hub_options={"revision": "c"})

@@ -199,11 +199,12 @@ def test_only_configurations_are_read_and_nothing_is_written(paper_backbones, tm
 def test_a_backbone_without_a_configuration_is_named(tmp_path):
     overrides = [f"speech_backbone={tmp_path / 'nothing'}", f"vision_backbone={tmp_path / 'nothing'}"]
     arguments = load_arguments(ROOT / "configs" / "spoken_coco.yaml", overrides)
-    with pytest.raises(ArgumentError, match=r"speech backbone .*nothing.* --dry-run needs its config\.json"):
+    with pytest.raises(
+        ArgumentError, match=r"speech backbone .*nothing cannot be loaded: .*a folder with its config\.json"
+    ):
         dry_run(arguments)
 
 
-@pytest.mark.parametrize("name", ["spoken_shapes", "tuxpaint"])
-def test_runs_from_scratch_print_as_well(name, capsys):
-    print_dry_run(load_arguments(ROOT / "configs" / f"{name}.yaml", []))
+def test_a_run_from_scratch_prints_as_well(capsys):
+    print_dry_run(load_arguments(ROOT / "configs" / "spoken_shapes.yaml", []))
     assert "activations: speech backbone" in capsys.readouterr().out

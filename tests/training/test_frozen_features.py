@@ -7,6 +7,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -107,12 +108,27 @@ def _folders(corpus) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "what", ["speech weights", "image weights", "layers", "vision layer", "preprocessing", "corpus", "precision"]
+    "what",
+    [
+        "speech weights",
+        "image weights",
+        "layers",
+        "vision layer",
+        "pooling",
+        "picture size",
+        "seconds",
+        "training only",
+        "recordings",
+        "captions",
+        "precision",
+    ],
 )
-def test_a_cache_belongs_to_weights_preprocessing_and_corpus(run, corpus, what, make_corpus):
-    rows_of(run, corpus)
-    before = _folders(corpus)
+def test_a_cache_belongs_to_weights_preprocessing_and_corpus(run, corpus, what):
     _, model, processor = run
+    split = load_corpus(corpus)["train"]
+    split._fingerprint = "same"
+    cached_rows(model, processor, split, "train", corpus, precision="no", autocast=nullcontext)
+    before = _folders(corpus)
     precision = "no"
     with torch.no_grad():
         if what == "speech weights":
@@ -123,17 +139,29 @@ def test_a_cache_belongs_to_weights_preprocessing_and_corpus(run, corpus, what, 
             model.speech_layers = [1]
         elif what == "vision layer":
             model.config.vision_feature_layer = 1
-        elif what == "preprocessing":
+        elif what == "pooling":
+            model.config.speech_pooling = 2
+        elif what == "seconds":
+            processor.max_seconds = 7.0
+        elif what == "training only":
+            for config in (model.speech_backbone.config, model.vision_backbone.config):
+                config.attention_dropout = 0.4
+            model.speech_backbone.config.update({"layerdrop": 0.3, "mask_time_prob": 0.2, "apply_spec_augment": False})
+        elif what == "picture size":
             processor.image_processor.image_mean = [0.1, 0.2, 0.3]
         elif what == "precision":
             precision = "bf16"
         else:
-            rows = [
-                {**row, "caption_id": f"again-{number}"} for number, row in enumerate(load_corpus(corpus)["train"])
-            ]
+            rows = [dict(row) for row in load_corpus(corpus)["train"]]
+            for number, row in enumerate(rows):
+                row["caption_id"] = f"again-{number}"
+            if what == "recordings":
+                rows[0]["audio"] = {"bytes": tone(900, 0.15), "path": None}
             splits = dict(load_corpus(corpus).items())
             save_corpus({**splits, "train": split_from_rows(lambda: iter(rows))}, corpus)
     split = load_corpus(corpus)["train"]
+    # As `datasets` gives it: the same for two corpora by one generator, whatever that reads, and another when rebuilt.
+    split._fingerprint = "same" if what == "recordings" else what
     cached_rows(model, processor, split, "train", corpus, precision=precision, autocast=nullcontext)
     new = {name.rsplit("-", 1)[0] for name in _folders(corpus) - before}
     changed = {
@@ -141,9 +169,43 @@ def test_a_cache_belongs_to_weights_preprocessing_and_corpus(run, corpus, what, 
         "image weights": {"train-image"},
         "layers": {"train-audio"},
         "vision layer": {"train-image"},
-        "preprocessing": {"train-image"},
+        "pooling": {"train-audio"},
+        "picture size": {"train-image"},
+        "seconds": {"train-audio"},
+        "recordings": {"train-audio"},
+        "training only": set(),
+        "captions": set(),
+        "precision": {"train-audio", "train-image"},
     }
-    assert new == changed.get(what, {"train-audio", "train-image"})
+    assert new == changed[what]
+
+
+def test_the_size_is_told_before_anything_is_kept(run, corpus, capsys):
+    rows = rows_of(run, corpus)
+    lines = [line for line in capsys.readouterr().err.splitlines() if ": about " in line]
+    assert [line.partition(":")[0] for line in lines] == ["audio features, train", "image features, train"]
+    assert all(f" in {corpus}.features/train-" in line for line in lines)
+    told = float(lines[1].partition("about ")[2].split()[0]) * 1e6
+    pictures = len(set(load_corpus(corpus)["train"]["image_id"]))
+    assert abs(told - 2 * pictures * rows[0]["image"].numel()) <= 0.05e6
+    rows_of(run, corpus)
+    assert "about" not in capsys.readouterr().err
+
+
+def test_a_disk_without_the_space_is_refused_before_anything_is_kept(run, corpus, monkeypatch):
+    monkeypatch.setattr(frozen_features.shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    with pytest.raises(ArgumentError, match=r"audio features, train: about .* MB in .*, where 0\.0 MB are") as error:
+        rows_of(run, corpus)
+    assert "\n" not in str(error.value)
+    assert not corpus.with_name(f"{corpus.name}.features").exists()
+
+
+def test_media_are_hashed_in_slices_in_the_order_of_rows(run, corpus, monkeypatch):
+    split = load_corpus(corpus)["train"]
+    whole = list(frozen_features._identities(split, "audio"))
+    monkeypatch.setattr(frozen_features, "_SLICE", 5)
+    assert list(frozen_features._identities(split, "audio")) == whole
+    assert list(frozen_features._identities(split.select([7, 2]), "audio")) == [whole[7], whole[2]]
 
 
 def test_a_file_that_was_replaced_is_encoded_again(run, tmp_path):

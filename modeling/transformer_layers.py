@@ -1,0 +1,158 @@
+"""Stacks of transformer layers with or without cross-attention, and what transformers needs to know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_speech_image_retrieval import SpeechImageMultimodalConfig, SpeechImageRetrievalConfig
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[Tensor, Tensor]:
+    """Attention written out; returns (batch, queries, heads, head width) and (batch, heads, queries, keys) weights."""
+    weights = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        weights = weights + attention_mask
+    weights = nn.functional.softmax(weights, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class SpeechImageAttention(nn.Module):
+    """Multi-head attention, to the states themselves or to those of the other modality."""
+
+    def __init__(self, config: SpeechImageMultimodalConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        source: Tensor,
+        attention_mask: Tensor | None,
+        source_rows: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        query, key, value = (
+            projection(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for projection, states in ((self.q_proj, hidden_states), (self.k_proj, source), (self.v_proj, source))
+        )
+        if source_rows is not None:  # projected before they are repeated
+            key, value = key[source_rows], value[source_rows]
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        output, weights = attention(self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout)
+        return self.out_proj(output.flatten(2)), weights
+
+
+class SpeechImageLayer(GradientCheckpointingLayer):
+    """Pre-norm transformer layer: self-attention, cross-attention to the image if asked for, feed-forward."""
+
+    def __init__(self, config: SpeechImageMultimodalConfig, cross_attention: bool):
+        super().__init__()
+        self.self_attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attention = SpeechImageAttention(config)
+        if cross_attention:
+            self.cross_attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            self.cross_attention = SpeechImageAttention(config)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(config.hidden_size, config.intermediate_size),
+            ACT2FN[config.hidden_act],
+            nn.Linear(config.intermediate_size, config.hidden_size),
+        )
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        image_states: Tensor | None = None,
+        image_rows: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        normed = self.self_attention_norm(hidden_states)
+        hidden_states = hidden_states + self.dropout(self.self_attention(normed, normed, attention_mask)[0])
+        cross_weights = None
+        if image_states is not None:
+            normed = self.cross_attention_norm(hidden_states)
+            attended, cross_weights = self.cross_attention(normed, image_states, None, image_rows)
+            hidden_states = hidden_states + self.dropout(attended)
+        normed = self.feed_forward_norm(hidden_states)
+        return hidden_states + self.dropout(self.feed_forward(normed)), cross_weights
+
+
+class SpeechImageRetrievalPreTrainedModel(PreTrainedModel):
+    """Initialisation and what transformers needs to know of the model and of its encoder stacks."""
+
+    config_class = SpeechImageRetrievalConfig
+    base_model_prefix = "speech_image_retrieval"
+    main_input_name = "pixel_values"
+    input_modalities = ("audio", "image")
+    supports_gradient_checkpointing = True
+    # The loss is a mean over the batch: Trainer has to divide it by the accumulation steps itself.
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules = ("SpeechImageLayer",)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        std = getattr(self.config, "multimodal_config", self.config).initializer_range
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, mean=0.0, std=std)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+
+
+class SpeechImageEncoder(SpeechImageRetrievalPreTrainedModel):
+    """A stack of layers and a final norm: the speech transformer, or with cross-attention the multimodal encoder."""
+
+    config_class = SpeechImageMultimodalConfig
+
+    def __init__(self, config: SpeechImageMultimodalConfig, num_layers: int, cross_attention: bool):
+        super().__init__(config)
+        self.layers = nn.ModuleList([SpeechImageLayer(config, cross_attention) for _ in range(num_layers)])
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        mask: Tensor,
+        image_states: Tensor | None = None,
+        image_rows: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """(batch, tokens, width) states and (batch, tokens) mask to states and each layer's cross weights."""
+        attention_mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=mask
+        )
+        cross_weights = []
+        for layer in self.layers:
+            hidden_states, weights = layer(hidden_states, attention_mask, image_states, image_rows)
+            cross_weights.append(weights)
+        return self.norm(hidden_states), tuple(cross_weights)
