@@ -36,8 +36,7 @@ from .momentum import is_frozen
 FORMAT = 2  # of what a cache holds; raise it when the same key would give other features
 
 # What a configuration says of its checkpoint and not of the model.
-_NO_ARCHITECTURE = ("_name_or_path", "architectures", "auto_map", "dtype", "transformers_version")
-_NO_SPEECH = ("image_processor", "auto_map")
+_NO_ARCHITECTURE = ("_name_or_path", "architectures", "dtype", "transformers_version")
 # What acts in training only, and a frozen backbone runs in evaluation mode.
 _TRAINING_ONLY = re.compile("dropout|layerdrop|drop_path|^mask_|^apply_spec_augment$")
 _BATCH = 64
@@ -163,7 +162,7 @@ def cached_rows(
             model.speech_backbone,
             split.select_columns(["audio", "caption_id"]),
             {
-                "preprocessing": _plain({name: settings[name] for name in settings if name not in _NO_SPEECH}),
+                "preprocessing": _plain({name: settings[name] for name in settings if name != "image_processor"}),
                 "layers": model.speech_layers,
                 "pooling": model.config.speech_pooling,
             },
@@ -297,7 +296,12 @@ def _architecture(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(values, default=str))
+    """As JSON, without what an export adds to say where its code is."""
+    return json.loads(json.dumps(values, default=str), object_hook=_without_code)
+
+
+def _without_code(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != "auto_map"}
 
 
 def _digest(identities: Iterable[str]) -> str:
