@@ -199,8 +199,8 @@ def _load(
         problem = _first_sentence(error)
         if "model.safetensors" in problem:  # what transformers says where there are none, or only pickled ones
             raise ValueError(
-                f"{source} has no safetensors weights, and pickled ones are not read: load it once with transformers "
-                "and save it again with save_pretrained, then name that folder."
+                f"{source} has no safetensors weights, and pickled ones are not read: download the former, or load "
+                "the latter once with transformers and save it again with save_pretrained, then name that folder."
             ) from error
         raise ValueError(f"The weights of {source} cannot be loaded: {problem}. {_WHERE_FROM}") from error
     finally:

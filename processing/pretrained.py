@@ -99,8 +99,7 @@ def load_image_processor(
     processor = _from_overrides(overrides, BaseImageProcessor, "image_processor")
     if processor is None:
         processor = _changed(_own_image_processor(repo, config, **hub_options), overrides, "image_processor")
-    if not hasattr(processor, "max_num_patches"):  # SigLIP 2's NaFlex processor cuts the patches itself
-        _check_patches(repo, config, *_final_size(repo, processor))
+    _check_patches(repo, config, *_final_size(repo, processor))
     return processor
 
 
@@ -188,7 +187,7 @@ def _implied_image_processor(config: PreTrainedConfig) -> BaseImageProcessor | N
     box = {"height": height, "width": width}
     imagenet = {"image_mean": IMAGENET_DEFAULT_MEAN, "image_std": IMAGENET_DEFAULT_STD}
     match config.model_type:
-        case "blip" | "blip_vision_model" | "blip-2" | "blip_2_vision_model" | "instructblip":
+        case "blip-2" | "blip_2_vision_model":
             return BlipImageProcessorPil(size=box)
         case "clip" | "clip_vision_model":
             return CLIPImageProcessorPil(size={"shortest_edge": min(height, width)}, crop_size=box)

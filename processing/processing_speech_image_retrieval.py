@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,10 +89,17 @@ class SpeechImageRetrievalProcessor(ProcessorMixin):
                 most 30.
 
         Raises:
-            ValueError: a backbone cannot be read, is no speech or image encoder, or cannot take what the processor
-                would give it: the number of mel bins, the size of pictures (a multiple of its patches), or clips of
-                `max_seconds`.
+            ValueError: an option does not exist; or a backbone cannot be read, is no speech or image encoder, or
+                cannot take what the processor would give it: the number of mel bins, the size of pictures (a multiple
+                of its patches), or clips of `max_seconds`.
         """
+        known = list(inspect.signature(cls.__init__).parameters)[1:]
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                raise ValueError(
+                    f"{cls.__name__} has no option {name!r}." + (f" Did you mean {near[0]!r}?" if near else "")
+                )
         speech, vision = str(speech), str(vision)
         speech_hub, vision_hub = speech_hub_options or {}, vision_hub_options or {}
         speech_config, vision_config = load_config(speech, **speech_hub), load_config(vision, **vision_hub)

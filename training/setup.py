@@ -29,9 +29,8 @@ def build_model(arguments: TrainingArguments, device: torch.device) -> SpeechIma
         ArgumentError: the configuration has an unknown field or an impossible value, or a backbone cannot be loaded.
     """
     try:
-        config = build_config(arguments)
         if arguments.speech_backbone is None:
-            model = SpeechImageRetrievalModel(config)
+            model = SpeechImageRetrievalModel(build_config(arguments))
         else:
             model = SpeechImageRetrievalModel.from_backbones(
                 **_backbones(arguments), qformer=arguments.qformer, **arguments.model

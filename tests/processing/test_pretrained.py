@@ -359,3 +359,8 @@ def test_each_backbone_has_hub_options_of_its_own(hubert, vit, monkeypatch):
     )
     from_backbones(hubert, vit, speech_hub_options={"revision": "abc"})
     assert seen[:2] == [(str(hubert), {"revision": "abc"}), (str(vit), {})]
+
+
+def test_a_misspelt_option_is_refused_with_the_nearest(hubert, vit):
+    with pytest.raises(ValueError, match=r"no option 'max_second'\. Did you mean 'max_seconds'"):
+        from_backbones(hubert, vit, max_second=3)
