@@ -114,7 +114,7 @@ def split_from_rows(
         if problem.is_file():
             raise CorpusError(problem.read_text(encoding="utf-8")) from None
         raise
-    with _no_progress_bars():
+    with no_progress_bars():
         return written.cast(FEATURES)
 
 
@@ -138,7 +138,7 @@ def save_corpus(splits: dict[str, Dataset], directory: str | Path) -> DatasetDic
     check_schema(splits, where="the corpus to save")
     check_replaceable(directory)
     target = Path(directory).absolute()
-    with building_folder(target) as folder, _no_progress_bars():
+    with building_folder(target) as folder, no_progress_bars():
         DatasetDict({name: splits[name] for name in _names(splits)}).save_to_disk(str(folder / "new"))
         if target.exists():
             target.rename(folder / "old")
@@ -201,7 +201,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     shown = not are_progress_bars_disabled()
     disable_progress_bars()
     try:

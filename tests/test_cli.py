@@ -9,7 +9,8 @@ import pytest
 import soundfile
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from speech_image_retrieval.cli import CORPUS_OPTIONS, app
+from speech_image_retrieval.cli import app
+from speech_image_retrieval.cli.corpus import CORPUS_OPTIONS
 from speech_image_retrieval.corpora.schema import save_corpus, split_from_rows
 from speech_image_retrieval.modeling.configuration_speech_image_retrieval import SpeechImageRetrievalConfig
 from speech_image_retrieval.modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel

@@ -1,0 +1,79 @@
+"""What all commands share. Heavy libraries are imported inside the commands, so that `sir --help` answers at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
+    from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError) as error:  # what users can put right; anything else is a bug and shows its trace
+            typer.secho(f"Error: {error}", fg=typer.colors.RED, err=True)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    help="Find pictures by voice: build corpora, measure models, search.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or a Hub id.")]
+
+
+RerankOption = Annotated[
+    int, typer.Option(min=0, help="Most similar candidates that the multimodal encoder re-ranks; 0 for none.")
+]
+
+
+ScoreRuleOption = Annotated[
+    str, typer.Option(help="What orders the re-ranked: sim, the matching score; sim+sic, plus similarity.")
+]
+
+
+BatchSizeOption = Annotated[int, typer.Option(min=1, help="Clips or pictures encoded at a time.")]
+
+
+def load_model(name: str) -> tuple[SpeechImageRetrievalModel, SpeechImageRetrievalProcessor]:
+    import torch
+    from transformers import PreTrainedConfig
+
+    from ..modeling.configuration_speech_image_retrieval import SpeechImageRetrievalConfig
+    from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
+    from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
+
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise ValueError(f"{name} holds no model: there is no config.json in it.")
+    try:
+        model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+        if model_type != SpeechImageRetrievalConfig.model_type:
+            raise ValueError(
+                f"{name} is a model of type {model_type!r}, not {SpeechImageRetrievalConfig.model_type!r}."
+            )
+        model, loading = SpeechImageRetrievalModel.from_pretrained(name, output_loading_info=True)
+        processor = SpeechImageRetrievalProcessor.from_pretrained(name)
+    except OSError as error:
+        raise ValueError(f"The model {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])
+        raise ValueError(f"{name} lacks {len(missing)} of the model's weights, {missing[0]} first.")
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    return model.to(device), processor
+
+
+def write_json(content: dict[str, Any], out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,211 @@
+"""`sir search`: say what you want to see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from .app import BatchSizeOption, ModelArgument, RerankOption, ScoreRuleOption, app, load_model
+from .corpus import load_split
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..retrieval.search import SearchResult
+
+
+PICTURE_SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+@app.command()
+def search(
+    model: ModelArgument,
+    images: Annotated[
+        Path,
+        typer.Argument(metavar="IMAGES", help="A folder of pictures, or a corpus: the pictures of its test split."),
+    ],
+    recordings: Annotated[
+        list[Path] | None, typer.Argument(metavar="[QUERY.wav]...", help="Spoken queries.", show_default=False)
+    ] = None,
+    caption: Annotated[
+        list[str] | None,
+        typer.Option(help="Query with this caption_id of the corpus' test split, or `random`; may be repeated."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of random captions.")] = 0,
+    top_k: Annotated[int, typer.Option(min=1, help="Results for each query.")] = 5,
+    rerank_top_k: RerankOption = 32,
+    score_rule: ScoreRuleOption = "sim",
+    batch_size: BatchSizeOption = 64,
+    sheet: Annotated[Path | None, typer.Option(help="Also draw the results to this picture.")] = None,
+) -> None:
+    """Say what you want to see: rank pictures by how well they match spoken queries."""
+    rows = load_split(str(images), "test") if (images / "dataset_dict.json").is_file() else None
+    gallery = _folder_gallery(images) if rows is None else _corpus_gallery(rows)
+    queries = [_recording_query(path) for path in recordings or ()]
+    if caption:
+        if rows is None:
+            raise ValueError(
+                f"--caption needs a corpus, and {images} is a folder of pictures. Give a recording instead."
+            )
+        queries += _caption_queries(rows, gallery, caption, seed)
+    if not queries:
+        raise ValueError("There is nothing to search for: give recordings, or --caption with a corpus.")
+    from ..retrieval.search import search_images
+
+    loaded, processor = load_model(model)
+    knows_answer = any(query.right is not None for query in queries)
+    found = search_images(
+        loaded,
+        processor,
+        [query.audio for query in queries],
+        gallery.images,
+        top_k=len(gallery.images) if knows_answer else top_k,
+        rerank_top_k=rerank_top_k,
+        score_rule=score_rule,
+        batch_size=batch_size,
+        query_names=[query.name for query in queries],
+        image_names=gallery.names,
+        progress=True,
+    )
+    for query, results in zip(queries, found, strict=True):
+        _print_results(query, results, gallery, top_k)
+    if sheet:
+        _draw_sheet(queries, found, gallery, top_k, processor.sampling_rate, sheet)
+        typer.echo(f"Drawn to {sheet}")
+
+
+class _Gallery(NamedTuple):
+    images: Sequence[Any]
+    names: Sequence[str]
+    captions: Sequence[str]
+
+
+class _Query(NamedTuple):
+    audio: Any
+    name: str
+    text: str | None = None
+    note: str = ""
+    right: int | None = None
+
+
+def _folder_gallery(folder: Path) -> _Gallery:
+    if not folder.is_dir():
+        raise ValueError(f"There is no folder {folder}.")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
+    if not paths:
+        raise ValueError(f"{folder} is no corpus and holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}).")
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return _Gallery(paths, names, names)
+
+
+def _corpus_gallery(rows: Dataset) -> _Gallery:
+    from ..evaluation import distinct_images
+
+    image_ids, texts = rows["image_id"][:], rows["text"][:]
+    first_rows, _ = distinct_images(image_ids)
+    return _Gallery(
+        images=rows.select_columns(["image"]).select(first_rows)["image"],
+        names=[image_ids[row] for row in first_rows],
+        captions=[texts[row] or image_ids[row] for row in first_rows],
+    )
+
+
+def _recording_query(path: Path) -> _Query:
+    if not path.is_file():
+        raise ValueError(f"There is no recording {path}.")
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        raise ValueError(
+            f"{path} is a picture; queries are recordings. How well pictures find their descriptions, `sir evaluate` "
+            "measures."
+        )
+    return _Query(path, path.name)
+
+
+def _caption_queries(rows: Dataset, gallery: _Gallery, captions: Sequence[str], seed: int) -> list[_Query]:
+    from random import Random
+
+    row_of = {caption_id: row for row, caption_id in enumerate(rows["caption_id"])}
+    drawn = [caption_id for caption_id in row_of if caption_id not in captions]
+    Random(seed).shuffle(drawn)
+    chosen = []
+    for caption_id in captions:
+        if caption_id == "random":
+            if not drawn:
+                raise ValueError(f"The test split has only {len(row_of)} captions to draw from.")
+            caption_id = drawn.pop()
+        if caption_id not in row_of:
+            nearest = get_close_matches(caption_id, row_of, n=1, cutoff=0.0)[0]
+            raise ValueError(f"The test split has no caption {caption_id!r}; the nearest is {nearest!r}.")
+        chosen.append(caption_id)
+    return [_caption_query(rows[row_of[caption_id]], gallery) for caption_id in chosen]
+
+
+def _caption_query(row: dict[str, Any], gallery: _Gallery) -> _Query:
+    right = gallery.names.index(row["image_id"])
+    return _Query(row["audio"], row["caption_id"], row["text"], row["speaker"] or "", right)
+
+
+def _rank_of_right(query: _Query, results: Sequence[SearchResult]) -> int | None:
+    return next((rank for rank, result in enumerate(results, start=1) if result.image == query.right), None)
+
+
+def _print_results(query: _Query, results: Sequence[SearchResult], gallery: _Gallery, top_k: int) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(query.text or query.name), title_justify="left")
+    for column in ("rank", "match", "similarity", "coarse rank"):
+        table.add_column(column, justify="right")
+    table.add_column("picture", overflow="fold")
+    for rank, result in enumerate(results[:top_k], start=1):
+        match = "" if result.matching_score is None else f"{result.matching_score:+.2f}"
+        table.add_row(
+            str(rank),
+            match,
+            f"{result.coarse_score:.3f}",
+            str(result.coarse_rank),
+            escape(gallery.captions[result.image]),
+            style="bold green" if result.image == query.right else None,
+        )
+    console = Console()
+    console.print(table)
+    if query.right is not None:
+        rank = _rank_of_right(query, results)
+        console.print(f"The right picture is at rank {rank} of {len(gallery.images)}.", highlight=False)
+
+
+def _draw_sheet(
+    queries: Sequence[_Query],
+    found: Sequence[Sequence[SearchResult]],
+    gallery: _Gallery,
+    top_k: int,
+    sampling_rate: int,
+    out: Path,
+) -> None:
+    from ..processing.media import load_image, load_speech
+    from ..retrieval.contact_sheet import SheetQuery, SheetResult, draw_contact_sheet
+
+    def row(query: _Query, results: Sequence[SearchResult]) -> SheetQuery:
+        shown = [
+            SheetResult(
+                load_image(gallery.images[result.image]),
+                gallery.captions[result.image],
+                result.coarse_score,
+                result.coarse_rank,
+                result.matching_score,
+                right=result.image == query.right,
+            )
+            for result in results[:top_k]
+        ]
+        place = "" if query.right is None else f"right picture at rank {_rank_of_right(query, results)}"
+        note = ", ".join(filter(None, (query.note, place)))
+        samples = load_speech(query.audio, None, sampling_rate)
+        return SheetQuery(query.text or query.name, samples, sampling_rate, shown, note)
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draw_contact_sheet([row(query, results) for query, results in zip(queries, found, strict=True)]).save(out)

@@ -1,0 +1,50 @@
+"""What a reader came across: counted, with the first few of each kind by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_LISTED = 5
+
+
+@dataclass
+class Findings:
+    """Kind -> how many, and the first few. A kind is a phrase that stands for itself, such as `missing file`."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, kind: str, example: str) -> None:
+        """Count one more of a kind."""
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        shown = self.examples.setdefault(kind, [])
+        if len(shown) < _LISTED:
+            shown.append(example)
+
+    def merge(self, other: Findings) -> None:
+        """Add what another part of the same corpus came across."""
+        for kind, count in other.counts.items():
+            self.counts[kind] = self.counts.get(kind, 0) + count
+            shown = self.examples.setdefault(kind, [])
+            shown += other.examples[kind][: _LISTED - len(shown)]
+
+    def listed(self, kind: str) -> str:
+        """`3 x missing file:` and the first few, a line each."""
+        lines = [f"{self.counts[kind]} x {kind}:", *(f"  {example}" for example in self.examples[kind])]
+        if self.counts[kind] > len(self.examples[kind]):
+            lines.append(f"  and {self.counts[kind] - len(self.examples[kind])} more")
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON takes it."""
+        return {kind: {"count": self.counts[kind], "first": self.examples[kind]} for kind in sorted(self.counts)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Findings:
+        """From what :meth:`to_dict` gave."""
+        return cls(
+            {kind: found["count"] for kind, found in values.items()},
+            {kind: list(found["first"]) for kind, found in values.items()},
+        )
