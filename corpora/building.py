@@ -56,6 +56,7 @@ REPAIRED = "recording with a broken header, rebuilt from its samples"
 REPORT = "build_report.json"
 
 _FORMAT = 1  # of what a part holds; raise it when the same rows would give another part
+_PART_BYTES = 64 << 20  # of media that rows of a part hold already
 _WRITTEN = 50  # rows in memory with their media, when these are embedded
 
 
@@ -181,10 +182,12 @@ def _write_parts(reading: Reading, folder: Path, embed: bool, num_proc: int) -> 
 
 def _cut(rows: Iterable[tuple[str, SpokenCaption]]) -> Iterator[tuple[str, list[SpokenCaption]]]:
     pending: dict[str, list[SpokenCaption]] = {}
+    held: dict[str, int] = {}
     for split, row in rows:
-        own = pending.setdefault(split, [])
-        own.append(row)
-        if len(own) == PART_ROWS:
+        pending.setdefault(split, []).append(row)
+        held[split] = held.get(split, 0) + len(row["image"]["bytes"] or b"") + len(row["audio"]["bytes"] or b"")
+        if len(pending[split]) == PART_ROWS or held[split] >= _PART_BYTES:
+            del held[split]
             yield split, pending.pop(split)
     yield from pending.items()
 
@@ -281,7 +284,9 @@ def _picture_problem(media: Media) -> UnusableMedia | None:
 
 
 def _absolute(media: Media) -> Media:
-    return media if media["path"] is None else Media(bytes=media["bytes"], path=str(Path(media["path"]).absolute()))
+    if media["bytes"] is not None or media["path"] is None:
+        return media
+    return Media(bytes=None, path=str(Path(media["path"]).absolute()))
 
 
 def _embedded(row: SpokenCaption) -> SpokenCaption:
