@@ -1,6 +1,6 @@
 """The `sir` command."""
 
-from . import corpus, evaluate, search
+from . import build, corpus, evaluate, search
 from .app import app
 
-__all__ = ["app", "corpus", "evaluate", "search"]
+__all__ = ["app", "build", "corpus", "evaluate", "search"]
