@@ -73,7 +73,7 @@ def generate(root: Path, clips: int) -> None:
     (root / "Flickr8k.token.txt").write_text("".join(tokens))
     shares = np.cumsum(list(OFFICIAL_PICTURES.values())) / sum(OFFICIAL_PICTURES.values())
     bounds = [0, *(int(share * len(names)) for share in shares)]
-    for start, end, split in zip(bounds, bounds[1:], ("train", "dev", "test"), strict=True):
+    for start, end, split in zip(bounds[:-1], bounds[1:], ("train", "dev", "test"), strict=True):
         lines = "".join(f"{name}.jpg\n" for name in names[start:end])
         (root / f"Flickr_8k.{split}Images.txt").write_text(lines)
 
