@@ -96,6 +96,11 @@ class TrainingArguments:
     alpha: float = 0.4  # momentum distillation; 0 = hard targets only
     alpha_warmup_steps: int = 1000
 
+    # Effects of training/augmentation.py by name, for instance `{noise: {snr_db: [5, 30], probability: 0.5}}`. They
+    # bypass cache_examples, for every epoch hears and sees others.
+    speech_augmentation: dict[str, Any] | None = None
+    image_augmentation: dict[str, Any] | None = None
+
     feature_cache: bool = False  # compute what frozen backbones give once, and keep it beside the corpus
     cache_examples: bool = False  # keep processed examples in memory (float16); for corpora that fit
     num_workers: int = 0
@@ -148,6 +153,17 @@ class TrainingArguments:
             raise ArgumentError("alpha mixes in the teacher's targets: set momentum, or alpha=0")
         if not 0 <= self.alpha <= 1:
             raise ArgumentError(f"alpha must be between 0 and 1, not {self.alpha}")
+        self._check_augmentation("speech_augmentation", "waveforms", "speech")
+        self._check_augmentation("image_augmentation", "pixels", "vision")
+
+    def _check_augmentation(self, name: str, material: str, side: str) -> None:
+        layers = f"trainable_{side}_layers"
+        frozen = getattr(self, layers) == 0 and getattr(self, f"{side}_lora") is None
+        if getattr(self, name) and self.feature_cache and frozen:
+            raise ArgumentError(
+                f"{name} needs {material}, but feature_cache reads what the frozen {side} backbone once made of them: "
+                f"set feature_cache=false, or {layers}=1 or more"
+            )
 
 
 def load_arguments(config: str | Path, overrides: list[str]) -> TrainingArguments:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..corpora.schema import CorpusError
 from ..evaluation.embedding import encoded_size
-from ..processing.media import MediaError, load_speech
+from ..processing.media import MediaError, load_image, load_speech
 from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
+from .augmentation import ImageAugmentation, SpeechAugmentation
 from .frozen_features import FeatureProcessor, FeatureRows, distinct_pictures
 from .objective import Batch
 
@@ -22,11 +23,13 @@ class SpokenCaptions(torch.utils.data.Dataset):
     each of its chunks), `image` with what it gives for one picture, `image_id` and `row`.
 
     Args:
-        cache: keep every processed example in memory as float16, so that media are decoded once. Cropped clips are
-            not kept: the next epoch needs another crop.
+        cache: keep every processed example in memory as float16, so that media are decoded once. Cropped clips and
+            all media that are augmented are not kept: the next epoch needs others.
         crop_seed: for training: speech longer than the processor's `max_seconds` is cropped to that, at a place that
             depends on this seed, :attr:`epoch` and the row. None gives whole clips, which the processor splits.
             Cached features are of whole clips.
+        speech_augmentation, image_augmentation: for training, applied to decoded media: to whole clips, so that the
+            crop has `max_seconds` whatever became of the clip's duration. Cached features stay as they are.
 
     Attributes:
         epoch: number of the epoch; set it before the epoch's DataLoader starts its workers.
@@ -38,6 +41,8 @@ class SpokenCaptions(torch.utils.data.Dataset):
         processor: SpeechImageRetrievalProcessor | FeatureProcessor,
         cache: bool = False,
         crop_seed: int | None = None,
+        speech_augmentation: SpeechAugmentation | None = None,
+        image_augmentation: ImageAugmentation | None = None,
     ):
         self._split = split
         self._processor = processor
@@ -46,6 +51,8 @@ class SpokenCaptions(torch.utils.data.Dataset):
         self._images: dict[int, dict[str, Tensor]] = {}
         self._pictures = distinct_pictures(split)[0].tolist() if cache else range(len(split))
         self._crop_seed = crop_seed
+        self._augment_speech = speech_augmentation
+        self._augment_image = image_augmentation
         self.epoch = 0
         names = np.asarray(split["image_id"][:])
         _, numbers = np.unique(names, return_inverse=True)
@@ -61,7 +68,7 @@ class SpokenCaptions(torch.utils.data.Dataset):
             example = self._split[row]
             try:
                 speech = self._load_speech(row, example["audio"]) if speech is None else speech
-                image = self._load_image(picture, example["image"]) if image is None else image
+                image = self._load_image(row, example["image"]) if image is None else image
             except MediaError as error:
                 raise CorpusError(f"Caption {example['caption_id']!r}: {error}") from error
         return {"speech": speech, "image": image, "image_id": int(self.image_ids[row]), "row": row}
@@ -77,28 +84,32 @@ class SpokenCaptions(torch.utils.data.Dataset):
         return torch.tensor(sizes)
 
     def _load_speech(self, row: int, audio: Any) -> dict[str, Tensor]:
-        cropped = False
-        if self._crop_seed is not None and not isinstance(audio, Tensor):
-            audio, cropped = self._crop(row, audio)
+        varies = False
+        if not isinstance(audio, Tensor):
+            audio, varies = self._heard(row, audio)
         speech = dict(self._processor(audio=[audio], return_tensors="pt"))
-        if self._cache and not cropped:
+        if self._cache and not varies:
             self._speech[row] = speech = {name: _half(part) for name, part in speech.items()}
         return speech
 
-    def _crop(self, row: int, audio: Any) -> tuple[dict[str, Any], bool]:
-        """The clip, of a longer one a random part of `max_seconds`, and whether it is a part."""
+    def _heard(self, row: int, audio: Any) -> tuple[dict[str, Any], bool]:
+        """The clip of this epoch, of a longer one a random part of `max_seconds`, and whether other epochs' differ."""
         rate = self._processor.sampling_rate
         clip = load_speech(audio, None, rate)
-        spare = len(clip) - round(self._processor.max_seconds * rate)
+        if self._augment_speech is not None:
+            clip = self._augment_speech(clip, self.epoch, row)
+        spare = 0 if self._crop_seed is None else len(clip) - round(self._processor.max_seconds * rate)
         if spare > 0:
             start = np.random.default_rng((self._crop_seed, self.epoch, row)).integers(spare + 1)
             clip = clip[start : start + len(clip) - spare]
-        return {"array": clip, "sampling_rate": rate}, spare > 0
+        return {"array": clip, "sampling_rate": rate}, self._augment_speech is not None or spare > 0
 
-    def _load_image(self, picture: int, media: Any) -> dict[str, Tensor]:
+    def _load_image(self, row: int, media: Any) -> dict[str, Tensor]:
+        if self._augment_image is not None and not isinstance(media, Tensor):
+            media = self._augment_image(load_image(media), self.epoch, row)
         image = {name: part[0] for name, part in self._processor(images=[media], return_tensors="pt").items()}
-        if self._cache:
-            self._images[picture] = image = {name: _half(part) for name, part in image.items()}
+        if self._cache and self._augment_image is None:
+            self._images[self._pictures[row]] = image = {name: _half(part) for name, part in image.items()}
         return image
 
 

@@ -22,6 +22,7 @@ from ..corpora.schema import load_corpus
 from ..evaluation import evaluate_retrieval, format_report
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
 from .arguments import ArgumentError, TrainingArguments, changed_fields, save_arguments
+from .augmentation import build_augmentations
 from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from .examples import Collator, SpokenCaptions, to_device
 from .export import export_model
@@ -58,10 +59,17 @@ class Trainer:
         set_seed(arguments.seed)
         self.corpus: DatasetDict = load_corpus(arguments.corpus)
         self.processor = build_processor(arguments)
+        augmentations = build_augmentations(arguments, self.processor)
+        if arguments.cache_examples and any(augmentations):
+            self.console.print("cache_examples does not keep what is augmented: it is decoded anew in every epoch.")
         model = build_model(arguments, self.accelerator.device).to(self.accelerator.device)
         self.validation = self._rows("validation", model)
         self.examples = SpokenCaptions(
-            self._rows("train", model), FeatureProcessor(self.processor), arguments.cache_examples, arguments.seed
+            self._rows("train", model),
+            FeatureProcessor(self.processor),
+            arguments.cache_examples,
+            arguments.seed,
+            *augmentations,
         )
         objective = build_objective(arguments, model, len(self.examples))
         self.objective, *self.optimizers = self.accelerator.prepare(objective, *build_optimizers(arguments, model))
