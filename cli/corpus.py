@@ -14,11 +14,19 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+_OF_FILES = ("--source", "--embed", "--skip-missing")
 CORPUS_OPTIONS = {
-    "spoken_shapes": (),
-    "spoken_emoji": ("--source",),
-    "tuxpaint": ("--source", "--language", "--skip-missing"),
+    "spoken_shapes": ("--seed",),
+    "spoken_emoji": ("--source", "--seed"),
+    "tuxpaint": ("--source", "--language", "--skip-missing", "--seed"),
+    "flickr8k_audio": _OF_FILES,
+    "spoken_coco": _OF_FILES,
+    "speech_coco": _OF_FILES,
+    "places_audio": _OF_FILES,
+    "localized_narratives": _OF_FILES,
+    "columns": (*_OF_FILES, "--column", "--config-name", "--language"),
 }
+"""The corpora that can be built, and which options each of them takes."""
 
 
 UNUSABLE_LISTED = 10
@@ -26,53 +34,6 @@ UNUSABLE_LISTED = 10
 
 corpus_app = typer.Typer(help="Build and check corpora of spoken captions.", no_args_is_help=True)
 app.add_typer(corpus_app, name="corpus")
-
-
-@corpus_app.command("build")
-def build_corpus(
-    name: Annotated[str, typer.Argument(metavar="NAME", help=f"One of: {', '.join(CORPUS_OPTIONS)}.")],
-    out: Annotated[Path, typer.Option(help="Folder of the corpus; an older corpus there is replaced.")],
-    source: Annotated[
-        Path | None,
-        typer.Option(
-            help="tuxpaint: folder of stamps, if not the installed one; "
-            "spoken_emoji: folder with the emoji packages in node_modules, if not the current one."
-        ),
-    ] = None,
-    language: Annotated[
-        list[str] | None, typer.Option(help="tuxpaint: keep this BCP-47 language; may be repeated.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the scenes and the splits.")] = 0,
-    num_proc: Annotated[int | None, typer.Option(min=1, help="Processes that write the rows.")] = None,
-    skip_missing: Annotated[
-        bool, typer.Option("--skip-missing", help="tuxpaint: leave out captions without a usable file.")
-    ] = False,
-) -> None:
-    """Build a corpus and say what it holds."""
-    _check_corpus_name(name)
-    given = {"--source": source, "--language": language, "--skip-missing": skip_missing}
-    foreign = [option for option, value in given.items() if value and option not in CORPUS_OPTIONS[name]]
-    if foreign:
-        takes = ", ".join((*CORPUS_OPTIONS[name], "--seed", "--num-proc"))
-        raise ValueError(f"The corpus {name} does not take {', '.join(foreign)}. Besides --out it takes {takes}.")
-    from ..corpora.media_check import print_summary, summary
-
-    if name == "spoken_shapes":
-        from ..corpora.spoken_shapes import build_spoken_shapes
-
-        corpus = build_spoken_shapes(out, seed=seed, num_proc=num_proc)
-    elif name == "spoken_emoji":
-        from ..corpora.spoken_emoji import build_spoken_emoji
-
-        corpus = build_spoken_emoji(source, out, seed=seed, num_proc=num_proc)
-    else:
-        from ..corpora.tuxpaint import build_tuxpaint
-
-        corpus = build_tuxpaint(
-            source, out, languages=language or None, seed=seed, skip_missing=skip_missing, num_proc=num_proc
-        )
-    print_summary(summary(corpus))
-    typer.echo(f"The corpus {name} is in {out}")
 
 
 @corpus_app.command("check")
@@ -117,7 +78,7 @@ def check_corpus(
         raise ValueError("\n".join([f"{directory} is not fit for use.", *shown]))
 
 
-def _check_corpus_name(name: str) -> None:
+def check_corpus_name(name: str) -> None:
     if name not in CORPUS_OPTIONS:
         nearest = get_close_matches(name, CORPUS_OPTIONS, n=1, cutoff=0.0)[0]
         raise ValueError(
@@ -139,7 +100,7 @@ def _corpus_folder(corpus: str) -> Path:
         return Path(corpus)
     if Path(corpus).name != corpus:
         raise ValueError(f"There is no folder {corpus}.")
-    _check_corpus_name(corpus)
+    check_corpus_name(corpus)
     folder = Path("outputs", corpus, "corpus")
     if not folder.is_dir():
         raise ValueError(f"{corpus} is not built yet. Build it: sir corpus build {corpus} --out {folder}")

@@ -9,40 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 from datasets import Dataset, DatasetDict
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .findings import Findings
-from .media_facts import (
-    HIDDEN_SAMPLES,
-    NO_SAMPLES,
-    UNREADABLE,
-    UnusableMedia,
-    encoded,
-    inspect_picture,
-    inspect_recording,
-    wav_from_bare_samples,
-)
+from .parallel import in_order
+from .parts import Part, write_part
 from .schema import (
     FEATURES,
     SPLITS,
     CorpusError,
-    Media,
     SpokenCaption,
     check_replaceable,
     load_corpus,
@@ -50,14 +37,9 @@ from .schema import (
 )
 
 PART_ROWS = 1000
-LONG_SECONDS = 60.0
-LONG = f"recording longer than {LONG_SECONDS:g} s, kept"
-REPAIRED = "recording with a broken header, rebuilt from its samples"
 REPORT = "build_report.json"
 
-_FORMAT = 1  # of what a part holds; raise it when the same rows would give another part
 _PART_BYTES = 64 << 20  # of media that rows of a part hold already
-_WRITTEN = 50  # rows in memory with their media, when these are embedded
 
 
 @dataclass
@@ -68,8 +50,8 @@ class Reading:
         rows: pairs of split and row. They may come in any order of splits.
         expected_rows: for the progress bar, if known beforehand.
         findings: grows while `rows` is read.
-        known_defects: kinds of unusable media that this corpus is known to have: such rows are left out and reported.
-            Any other unusable row is an error unless the user asks to skip it.
+        known_defects: kinds of unusable recordings that this corpus is known to have: such rows are left out and
+            reported. Any other unusable row is an error unless the user asks to skip it.
         bare_sampling_rate: the rate of 16-bit mono samples behind WAV headers that are broken; None repairs none.
         notes: sentences for the report, such as where splits come from.
     """
@@ -87,15 +69,6 @@ class Built(NamedTuple):
 
     corpus: DatasetDict
     report: dict[str, Any]
-
-
-class _Part(NamedTuple):
-    """A written part: its Arrow file, the rows in it, what was unusable, and what was kept but deserves a word."""
-
-    file: Path
-    rows: int
-    unusable: Findings
-    noticed: Findings
 
 
 def build_from_files(
@@ -124,9 +97,9 @@ def build_from_files(
     target = Path(out).absolute()
     folder = target.with_name(f"{target.name}.building")
     with _locked(folder):
-        parts = _write_parts(reading, folder, embed, num_proc or os.cpu_count() or 1)
+        parts = write_parts(reading, folder, embed, num_proc or os.cpu_count() or 1)
         report = _report(reading, parts)
-        _refuse_losses(reading, parts, skip_missing)
+        _refuse_losses(parts, skip_missing)
         _require_splits(report["rows"])
         _assemble(parts, folder, report)
         if target.exists():
@@ -148,7 +121,7 @@ def _locked(folder: Path) -> Iterator[None]:
         raise CorpusError(f"Another build is writing to {folder}. Wait for it, or choose another --out.") from None
 
 
-def _write_parts(reading: Reading, folder: Path, embed: bool, num_proc: int) -> dict[str, list[_Part]]:
+def write_parts(reading: Reading, folder: Path, embed: bool, num_proc: int) -> dict[str, list[Part]]:
     """Split -> its parts, in the order of the rows."""
     progress = Progress(
         TextColumn("checking"),
@@ -159,24 +132,14 @@ def _write_parts(reading: Reading, folder: Path, embed: bool, num_proc: int) -> 
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
-    write = partial(_write_part, folder, embed, reading.bare_sampling_rate)
-    parts: dict[str, list[_Part]] = {}
-    with _submitting(num_proc) as submit, progress:
+    write = partial(write_part, folder, embed, reading.known_defects, reading.bare_sampling_rate)
+    parts: dict[str, list[Part]] = {}
+    with in_order(write, _cut(reading.rows), num_proc, preload=__name__) as written, progress:
         task = progress.add_task("rows", total=reading.expected_rows, status="")
-        waiting: deque[tuple[str, int, Future[_Part] | _Done]] = deque()
-
-        def collect() -> None:
-            split, rows, future = waiting.popleft()
-            parts.setdefault(split, []).append(future.result())
+        for (split, rows), part in written:
+            parts.setdefault(split, []).append(part)
             lost = sum(sum(part.unusable.counts.values()) for own in parts.values() for part in own)
-            progress.update(task, advance=rows, status=f"{lost} unusable" if lost else "")
-
-        for split, rows in _cut(reading.rows):
-            waiting.append((split, len(rows), submit(write, split, rows)))
-            if len(waiting) > 2 * num_proc:
-                collect()
-        while waiting:
-            collect()
+            progress.update(task, advance=len(rows), status=f"{lost} unusable" if lost else "")
     return parts
 
 
@@ -192,170 +155,35 @@ def _cut(rows: Iterable[tuple[str, SpokenCaption]]) -> Iterator[tuple[str, list[
     yield from pending.items()
 
 
-class _Done(NamedTuple):
-    value: _Part
-
-    def result(self) -> _Part:
-        return self.value
-
-
-@contextmanager
-def _submitting(num_proc: int) -> Iterator[Callable[..., Future[_Part] | _Done]]:
-    if num_proc == 1:
-        yield lambda function, *arguments: _Done(function(*arguments))
-        return
-    # Forking a process that has threads, of torch or of the progress bar, can hang it.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    pool = ProcessPoolExecutor(num_proc, mp_context=context)
-    try:
-        yield pool.submit
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _write_part(folder: Path, embed: bool, bare_rate: int | None, split: str, rows: list[SpokenCaption]) -> _Part:
-    key = json.dumps([_FORMAT, embed, bare_rate, split, rows], default=_digest_of_bytes)
-    stem = folder / f"{split}-{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}"
-    file, sidecar = stem.with_suffix(".arrow"), stem.with_suffix(".json")
-    if file.is_file() and sidecar.is_file():
-        part = _read_part(file, sidecar)
-        if not part.unusable.counts:  # files that were broken may have been mended since
-            return part
-    pictures: dict[str, UnusableMedia | None] = {}
-    unusable, noticed, kept = Findings(), Findings(), 0
-    with _arrow_file(file) as write:
-        for row in rows:
-            try:
-                checked = _checked(row, pictures, bare_rate, noticed)
-            except UnusableMedia as problem:
-                unusable.add(problem.kind, f"{row['caption_id']}: {problem}")
-                continue
-            write(_embedded(checked) if embed else checked)
-            kept += 1
-    part = _Part(file, kept, unusable, noticed)
-    # Written last: a part without it is not complete.
-    _write_atomically(
-        sidecar, json.dumps({"rows": kept, "unusable": unusable.to_dict(), "noticed": noticed.to_dict()})
-    )
-    return part
-
-
-def _read_part(file: Path, sidecar: Path) -> _Part:
-    saved = json.loads(sidecar.read_text(encoding="utf-8"))
-    return _Part(file, saved["rows"], Findings.from_dict(saved["unusable"]), Findings.from_dict(saved["noticed"]))
-
-
-def _checked(
-    row: SpokenCaption, pictures: dict[str, UnusableMedia | None], bare_rate: int | None, noticed: Findings
-) -> SpokenCaption:
-    """The row with absolute paths, and with a recording rebuilt if its header is broken."""
-    row = {**row, "image": _absolute(row["image"]), "audio": _absolute(row["audio"])}
-    path = row["image"]["path"] if row["image"]["bytes"] is None else None
-    if path is None or path not in pictures:
-        problem = _picture_problem(row["image"])
-        if path is not None:
-            pictures[path] = problem
-    else:
-        problem = pictures[path]
-    if problem is not None:
-        raise problem
-    try:
-        facts = inspect_recording(row["audio"])
-    except UnusableMedia as problem:
-        repairable = bare_rate is not None and problem.kind in (UNREADABLE, NO_SAMPLES, HIDDEN_SAMPLES)
-        rebuilt = wav_from_bare_samples(row["audio"], bare_rate) if repairable else None
-        if rebuilt is None:
-            raise
-        noticed.add(REPAIRED, f"{row['caption_id']}: {problem}")
-        row["audio"] = Media(bytes=rebuilt, path=None)
-        facts = inspect_recording(row["audio"])
-    if facts.seconds > LONG_SECONDS:
-        noticed.add(LONG, f"{row['caption_id']}: {facts.seconds:.1f} s")
-    return row
-
-
-def _picture_problem(media: Media) -> UnusableMedia | None:
-    try:
-        inspect_picture(media)
-    except UnusableMedia as problem:
-        return problem
-    return None
-
-
-def _absolute(media: Media) -> Media:
-    if media["bytes"] is not None or media["path"] is None:
-        return media
-    return Media(bytes=None, path=str(Path(media["path"]).absolute()))
-
-
-def _embedded(row: SpokenCaption) -> SpokenCaption:
-    def held(media: Media) -> Media:
-        return Media(bytes=encoded(media), path=Path(media["path"]).name if media["path"] else None)
-
-    return {**row, "image": held(row["image"]), "audio": held(row["audio"])}
-
-
-def _digest_of_bytes(value: bytes) -> str:
-    return hashlib.blake2b(value).hexdigest()
-
-
-@contextmanager
-def _arrow_file(path: Path) -> Iterator[Callable[[SpokenCaption], None]]:
-    """Rows to the file as `datasets` maps it; not through its own writer, which asks torchcodec to encode audio."""
-    schema = FEATURES.arrow_schema
-    rows: list[SpokenCaption] = []
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-
-        def flush() -> None:
-            if rows:
-                writer.write_batch(pa.RecordBatch.from_pylist(rows, schema=schema))
-                rows.clear()
-
-        def write(row: SpokenCaption) -> None:
-            rows.append(row)
-            held = any(row[column]["bytes"] is not None for column in ("image", "audio"))
-            if len(rows) >= (_WRITTEN if held else PART_ROWS):
-                flush()
-
-        yield write
-        flush()
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    draft = path.with_suffix(".draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
-
-
-def _report(reading: Reading, parts: dict[str, list[_Part]]) -> dict[str, Any]:
-    unusable, noticed = Findings(), Findings()
-    for part in (part for own in parts.values() for part in own):
-        unusable.merge(part.unusable)
-        noticed.merge(part.noticed)
+def _report(reading: Reading, parts: dict[str, list[Part]]) -> dict[str, Any]:
+    left_out = _merged(parts, "unusable")
+    left_out.merge(_merged(parts, "known"))
     return {
         "rows": {split: sum(part.rows for part in own) for split, own in parts.items()},
         "read": reading.findings.to_dict(),
-        "left_out": unusable.to_dict(),
-        "kept": noticed.to_dict(),
+        "left_out": left_out.to_dict(),
+        "kept": _merged(parts, "noticed").to_dict(),
         "notes": reading.notes,
     }
 
 
-def _refuse_losses(reading: Reading, parts: dict[str, list[_Part]], skip_missing: bool) -> None:
-    losses = Findings()
+def _merged(parts: dict[str, list[Part]], name: str) -> Findings:
+    merged = Findings()
     for part in (part for own in parts.values() for part in own):
-        losses.merge(part.unusable)
-    unexpected = [kind for kind in losses.counts if kind not in reading.known_defects]
-    if unexpected and not skip_missing:
-        lost = sum(losses.counts[kind] for kind in unexpected)
-        rows = sum(part.rows for own in parts.values() for part in own) + sum(losses.counts.values())
-        raise CorpusError(
-            "\n".join(
-                [f"{lost} of {rows} captions have no usable picture or recording.", *map(losses.listed, unexpected)]
-            )
-            + "\nRestore these files, or pass --skip-missing to leave the captions out. What was checked is kept."
+        merged.merge(getattr(part, name))
+    return merged
+
+
+def _refuse_losses(parts: dict[str, list[Part]], skip_missing: bool) -> None:
+    losses = _merged(parts, "unusable")
+    lost = sum(losses.counts.values())
+    if lost and not skip_missing:
+        rows = lost + sum(part.rows for own in parts.values() for part in own)
+        lines = [f"{lost} of {rows} captions have no usable picture or recording.", *map(losses.listed, losses.counts)]
+        lines.append(
+            "Restore these files, or pass --skip-missing to leave the captions out. What was checked is kept."
         )
+        raise CorpusError("\n".join(lines))
 
 
 def _require_splits(rows: dict[str, int]) -> None:
@@ -365,7 +193,7 @@ def _require_splits(rows: dict[str, int]) -> None:
         raise CorpusError(f"No caption is left for the split {', '.join(empty)}. Captions by split: {found}.")
 
 
-def _assemble(parts: dict[str, list[_Part]], folder: Path, report: dict[str, Any]) -> None:
+def _assemble(parts: dict[str, list[Part]], folder: Path, report: dict[str, Any]) -> None:
     """Move the parts to where `datasets` expects the shards of each split, with what it saves beside them."""
     new = folder / "new"
     shutil.rmtree(new, ignore_errors=True)

@@ -17,7 +17,7 @@ DEPTH = 5
 # What lies below these is not looked through: such folders are slow to list, and metadata lie elsewhere.
 _MEDIA_FOLDERS = frozenset(("wav", "wavs", "json", "train2014", "val2014", "train2017", "val2017", "voice-recordings"))
 _CROWDED = 1000  # a folder with more entries holds media, too
-_TRIES = 20
+_TRIES = 1000
 _SHOWN = 8
 
 
@@ -93,7 +93,7 @@ class MediaFolders:
     """Where the relative paths of a metadata file begin, which people lay out as they like.
 
     Paths of one kind that begin with the same folder are relative to the same place: the first of `likely` and then of
-    the folders under the sources, nearest first, from which one of them leads to a file.
+    the folders under the sources, nearest first, from which one of these paths leads to a file.
 
     Raises:
         CorpusError: a source does not exist.
@@ -102,13 +102,13 @@ class MediaFolders:
     def __init__(self, sources: Sequence[Path], likely: Sequence[Path] = ()):
         self._candidates = list(dict.fromkeys([*likely, *walk(sources)]))
         self._found: dict[tuple[str, str], Path] = {}
+        self._guessed: dict[str, Path] = {}
         self._failed: Counter[tuple[str, str]] = Counter()
 
     def place(self, relative: str, kind: str = "") -> Path | None:
-        """The file's path; None as long as no path like it has led to a file."""
-        first, slash, _ = relative.partition("/")
-        group = (kind, first if slash else "")
-        # A missing file must not cost a search each time.
+        """The file's path, whether it is there or not; None as long as no path like it has led to a file."""
+        group = (kind, _first_folder(relative))
+        # Where all files are missing, the search for them must come to an end.
         if group not in self._found and self._failed[group] < _TRIES:
             base = next((folder for folder in self._candidates if (folder / relative).is_file()), None)
             if base is None:
@@ -118,8 +118,14 @@ class MediaFolders:
         return self._found[group] / relative if group in self._found else None
 
     def path(self, relative: str, kind: str = "") -> Path:
-        """The same, or else where the file should be first of all, for a message that it is missing."""
-        return self.place(relative, kind) or self._candidates[0] / relative
+        """The same; if no path like it has led to a file, the place where the file is missed."""
+        return self.place(relative, kind) or self._guess(_first_folder(relative)) / relative
+
+    def _guess(self, first: str) -> Path:
+        if first not in self._guessed:
+            holders = (folder for folder in self._candidates if (folder / first).is_dir())
+            self._guessed[first] = next(holders, self._candidates[0])
+        return self._guessed[first]
 
 
 def checked_relative(path: str, where: str) -> str:
@@ -134,6 +140,11 @@ def checked_relative(path: str, where: str) -> str:
             f"{where}: the path {path!r} leads out of the folder of the corpus. Correct it to a path inside."
         )
     return path
+
+
+def _first_folder(relative: str) -> str:
+    first, slash, _ = relative.partition("/")
+    return first if slash else ""
 
 
 def _levels(sources: Sequence[Path]) -> Iterator[list[Path]]:

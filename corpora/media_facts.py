@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from ..processing.media import MAX_PIXELS
 from .schema import Media
 
 MISSING = "missing file"
 EMPTY = "empty file"
 UNREADABLE = "unreadable file"
+TOO_LARGE = f"picture of more than {MAX_PIXELS // 10**6} million pixels"
 NO_SAMPLES = "recording without samples"
+NOT_FINITE = "recording with NaN or infinite samples"
+BROKEN_OFF = "recording that breaks off"
 HIDDEN_SAMPLES = "recording with more samples than its header states"
 
 # A chunk behind the samples: tags, cue points, the encoder's name.
 _CHUNK_NAME = re.compile(rb"[A-Za-z0-9_ ]{4}")
 _BYTES_A_SAMPLE = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1}
 _BLOCK = 1 << 16  # frames decoded at a time
+_FULL_SCALE = 0.999
+_LOST_SECONDS = 0.1  # less is the imprecision of headers
+_LARGEST_OGG_PAGE = 27 + 255 + 255 * 255
+_PIPED_BYTES = 0x7F000000  # a WAV file written to a pipe states a length from here on, which means nothing
 
 
 class UnusableMedia(Exception):
@@ -34,27 +43,36 @@ class UnusableMedia(Exception):
 
 
 class RecordingFacts(NamedTuple):
-    """What a recording's header states."""
+    """What a recording's header states; of one that was decoded, also how loud it is.
+
+    `peak` is the largest absolute sample, where full scale is 1; `clipped` is the share of samples at full scale.
+    """
 
     seconds: float
     sampling_rate: int
     channels: int
+    peak: float | None = None
+    clipped: float | None = None
 
 
 def inspect_picture(media: Media, decode: bool = False) -> tuple[int, int]:
     """Width and height in pixels; only the header is read unless `decode`.
 
     Raises:
-        UnusableMedia: missing, empty or unreadable.
+        UnusableMedia: missing, empty, unreadable, or larger than the processor accepts.
     """
     source = _source(media, "picture")
+    name = media_name(media, "picture")
     try:
         with Image.open(source) as image:
-            if decode:
+            width, height = image.size
+            if decode and width * height <= MAX_PIXELS:
                 image.load()
-            return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UnusableMedia(UNREADABLE, f"{media_name(media, 'picture')}: unreadable picture ({error})") from None
+    except Exception as error:  # a broken file can raise anything in its decoder
+        raise UnusableMedia(UNREADABLE, f"{name}: unreadable picture ({_reason(error)})") from None
+    if width * height > MAX_PIXELS:
+        raise UnusableMedia(TOO_LARGE, f"{name}: {width} x {height} pixels")
+    return width, height
 
 
 def inspect_recording(media: Media, decode: bool = False) -> RecordingFacts:
@@ -62,7 +80,8 @@ def inspect_recording(media: Media, decode: bool = False) -> RecordingFacts:
 
     Raises:
         UnusableMedia: missing, empty or unreadable, without samples, or a WAV file whose header states fewer samples
-            than the file holds: decoders read what is stated and drop the rest without a word.
+            than the file holds: decoders read what is stated and drop the rest without a word. With `decode` also
+            samples that are not finite, and a file that ends before its header says so: decoders pass over that too.
     """
     source = _source(media, "recording")
     name = media_name(media, "recording")
@@ -71,12 +90,14 @@ def inspect_recording(media: Media, decode: bool = False) -> RecordingFacts:
             facts = RecordingFacts(file.frames / file.samplerate, file.samplerate, file.channels)
             frames, coding, form = file.frames, file.subtype, file.format
             if decode:
-                frames = sum(len(block) for block in file.blocks(_BLOCK, dtype="float32"))
+                frames, peak, clipped = _decode(file)
+                facts = facts._replace(peak=peak, clipped=clipped)
     # soundfile takes a file named .raw for headerless samples and asks, with a TypeError, for their format.
     except (OSError, TypeError, RuntimeError, soundfile.SoundFileError) as error:
-        raise UnusableMedia(UNREADABLE, f"{name}: unreadable recording ({error})") from None
-    if form in ("WAV", "WAVEX") and coding in _BYTES_A_SAMPLE:
-        hidden = _hidden_bytes(media, frames * facts.channels * _BYTES_A_SAMPLE[coding])
+        raise UnusableMedia(UNREADABLE, f"{name}: unreadable recording ({_reason(error)})") from None
+    frame_bytes = facts.channels * _BYTES_A_SAMPLE.get(coding, 0) if form in ("WAV", "WAVEX") else 0
+    if frame_bytes:
+        hidden = _hidden_bytes(media, frames * frame_bytes)
         if hidden:
             raise UnusableMedia(
                 HIDDEN_SAMPLES,
@@ -84,7 +105,20 @@ def inspect_recording(media: Media, decode: bool = False) -> RecordingFacts:
             )
     if frames == 0:
         raise UnusableMedia(NO_SAMPLES, f"{name}: a recording without samples")
+    if decode:
+        _refuse_broken_off(media, facts, frames, frame_bytes)
+        if not math.isfinite(facts.peak):
+            raise UnusableMedia(NOT_FINITE, f"{name}: NaN or infinite samples")
     return facts._replace(seconds=frames / facts.sampling_rate)
+
+
+def audio_problem(media: Media) -> str | None:
+    """What is wrong with an encoded recording, or None; only its header is read."""
+    try:
+        inspect_recording(media)
+    except UnusableMedia as problem:
+        return str(problem)
+    return None
 
 
 def wav_from_bare_samples(media: Media, sampling_rate: int) -> bytes | None:
@@ -106,6 +140,19 @@ def encoded(media: Media) -> bytes:
     return Path(media["path"]).read_bytes() if media["bytes"] is None else media["bytes"]
 
 
+def read(media: Media, kind: str) -> Media:
+    """The same medium with its encoded bytes held.
+
+    Raises:
+        UnusableMedia: missing, empty, or a file that cannot be read.
+    """
+    try:
+        _source(media, kind)
+        return Media(bytes=encoded(media), path=media["path"])
+    except OSError as error:
+        raise UnusableMedia(UNREADABLE, f"{media_name(media, kind)}: {error}") from None
+
+
 def media_name(media: Media, kind: str) -> str:
     """How messages call it: its path, or that it is embedded."""
     return media["path"] or f"embedded {kind}"
@@ -125,12 +172,52 @@ def _source(media: Media, kind: str) -> str | io.BytesIO:
     return media["path"] if media["bytes"] is None else io.BytesIO(media["bytes"])
 
 
+def _reason(error: Exception) -> str:
+    """What the decoder says, without the name it gives to bytes in memory."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no picture format that is known"
+    return getattr(error, "error_string", None) or str(error) or type(error).__name__
+
+
+def _decode(file: soundfile.SoundFile) -> tuple[int, float, float]:
+    """How many frames there are, the largest absolute sample (NaN if one is), and the the share at full scale."""
+    frames, peak, clipped = 0, 0.0, 0
+    # Not file.blocks(): where the file ends early, that yields memory that was never written.
+    while frames < file.frames and len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
+        loudness = np.abs(block)
+        frames += len(block)
+        peak = float(np.maximum(peak, loudness.max()))  # keeps NaN
+        clipped += int(np.count_nonzero(loudness >= _FULL_SCALE))
+    return frames, peak, clipped / max(frames * file.channels, 1)
+
+
+def _refuse_broken_off(media: Media, facts: RecordingFacts, frames: int, frame_bytes: int) -> None:
+    name = media_name(media, "recording")
+    held = frames / facts.sampling_rate
+    stated = facts.seconds
+    if frame_bytes:  # libsndfile reports no more than a WAV file holds
+        stated = max(stated, _stated_bytes(media) / frame_bytes / facts.sampling_rate)
+    if stated - held > _LOST_SECONDS:
+        raise UnusableMedia(BROKEN_OFF, f"{name}: its header states {stated:.2f} s, {held:.2f} s are there")
+    if _ends_within_ogg_page(media):
+        raise UnusableMedia(BROKEN_OFF, f"{name}: breaks off within a page after {held:.2f} s")
+
+
+def _stated_bytes(media: Media) -> int:
+    """Of samples, by the header of a WAV file; 0 if it states none."""
+    with _stream(media) as file:
+        start = _samples_start(file)
+        if start is None:
+            return 0
+        file.seek(start - 4)
+        length = int.from_bytes(file.read(4), "little")
+    return length if length < _PIPED_BYTES else 0
+
+
 def _hidden_bytes(media: Media, stated: int) -> int:
     """Bytes behind the stated samples that are no chunk of the format, so samples."""
-    source = _source(media, "recording")
-    with io.BytesIO(source.getvalue()) if isinstance(source, io.BytesIO) else Path(source).open("rb") as file:
+    with _stream(media) as file:
         size = file.seek(0, io.SEEK_END)
-        file.seek(0)
         start = _samples_start(file)
         if start is None:
             return 0
@@ -141,6 +228,21 @@ def _hidden_bytes(media: Media, stated: int) -> int:
     if rest < 8 or (_CHUNK_NAME.fullmatch(name) and length <= rest):
         return 0
     return rest
+
+
+def _ends_within_ogg_page(media: Media) -> bool:
+    with _stream(media) as file:
+        if file.read(4) != b"OggS":
+            return False
+        file.seek(max(file.seek(0, io.SEEK_END) - _LARGEST_OGG_PAGE, 0))
+        tail = file.read()
+    page = tail[max(tail.rfind(b"OggS\0"), 0) :]
+    lengths = page[27 : 27 + page[26]] if len(page) > 26 else b""
+    return len(page) < 27 or len(page) < 27 + page[26] + sum(lengths)
+
+
+def _stream(media: Media) -> BinaryIO:
+    return Path(media["path"]).open("rb") if media["bytes"] is None else io.BytesIO(media["bytes"])
 
 
 def _samples_start(file: BinaryIO) -> int | None:

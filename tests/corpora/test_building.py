@@ -13,10 +13,11 @@ import soundfile
 from datasets import load_from_disk
 from filelock import FileLock
 from PIL import Image
-from speech_image_retrieval.corpora import building
-from speech_image_retrieval.corpora.building import LONG, REPAIRED, REPORT, Reading, build_from_files
+from speech_image_retrieval.corpora import building, parts
+from speech_image_retrieval.corpora.building import REPORT, Reading, build_from_files
 from speech_image_retrieval.corpora.findings import Findings
 from speech_image_retrieval.corpora.media_facts import EMPTY, HIDDEN_SAMPLES, MISSING, NO_SAMPLES, UNREADABLE
+from speech_image_retrieval.corpora.parts import LONG, REPAIRED
 from speech_image_retrieval.corpora.schema import FEATURES, CorpusError, Media, SpokenCaption
 
 RATE = 16_000
@@ -119,7 +120,11 @@ def test_every_defect_is_refused_by_name_or_left_out_if_asked(
 
 def test_known_defects_are_left_out_without_asking(media: Path, tmp_path: Path):
     (media / "3.wav").write_bytes(b"")
-    built = build(media, tmp_path / "corpus", Reading(captions(media), known_defects=frozenset([EMPTY])))
+    known = frozenset([EMPTY])
+    built = build(media, tmp_path / "corpus", Reading(captions(media), known_defects=known))
+    (media / "4.jpg").write_bytes(b"")
+    with pytest.raises(CorpusError, match="1 of 11 captions"):  # of recordings, not of pictures
+        build(media, tmp_path / "other", Reading(captions(media), known_defects=known))
     assert built.report["left_out"] == {EMPTY: {"count": 1, "first": [f"caption 3: {media / '3.wav'}: an empty file"]}}
 
 
@@ -155,7 +160,7 @@ def test_long_recordings_are_kept_and_named(media: Path, tmp_path: Path):
 
 def test_a_split_without_captions_is_refused(media: Path, tmp_path: Path):
     rows = (pair for pair in captions(media) if pair[0] != "test")
-    with pytest.raises(CorpusError, match="split test. Captions by split: train 4, validation 4"):
+    with pytest.raises(CorpusError, match=r"split test\. Captions by split: train 4, validation 4"):
         build(media, tmp_path / "corpus", Reading(rows))
 
 
@@ -178,7 +183,7 @@ def test_a_build_goes_on_where_another_was_killed(media: Path, tmp_path: Path, m
         from pathlib import Path
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         import test_building as test
-        from speech_image_retrieval.corpora import building
+        from speech_image_retrieval.corpora import building, parts
         building.PART_ROWS = 1
         def rows():
             for number, pair in enumerate(test.captions(Path({str(media)!r}))):
@@ -194,8 +199,8 @@ def test_a_build_goes_on_where_another_was_killed(media: Path, tmp_path: Path, m
     assert len(done) == 7
     monkeypatch.setattr(building, "PART_ROWS", 1)
     checked = []
-    original = building._checked
-    monkeypatch.setattr(building, "_checked", lambda row, *rest: checked.append(row) or original(row, *rest))
+    original = parts._checked_recording
+    monkeypatch.setattr(parts, "_checked_recording", lambda row, *rest: checked.append(row) or original(row, *rest))
     corpus = build(media, tmp_path / "corpus").corpus
     assert [row["caption_id"] for row in checked] == [f"caption {number}" for number in range(7, 12)]
     assert sum(map(len, corpus.values())) == 12

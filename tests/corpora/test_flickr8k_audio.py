@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 from datasets import Audio, Dataset, Features, Image, Value
-from speech_image_retrieval.corpora.building import LONG, REPAIRED, Built, build_from_files
+from speech_image_retrieval.corpora.building import Built, build_from_files
 from speech_image_retrieval.corpora.flickr8k_audio import (
     NO_PICTURE,
     NO_RECORDING,
@@ -22,6 +22,7 @@ from speech_image_retrieval.corpora.flickr8k_audio import (
     read_token_lines,
 )
 from speech_image_retrieval.corpora.flickr8k_mirror import read_flickr8k_mirror
+from speech_image_retrieval.corpora.parts import LONG, REPAIRED
 from speech_image_retrieval.corpora.schema import CorpusError
 
 from . import flickr8k_trees as trees
