@@ -3,6 +3,7 @@
 accelerate launch train.py configs/spoken_shapes.yaml
 python train.py configs/spoken_shapes.yaml learning_rate=5e-4 model.projection_dim=128
 python train.py configs/spoken_coco.yaml --dry-run batch_size=32
+python train.py configs/spoken_coco.yaml --stream corpus=org/name
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ def main() -> None:
     parser.add_argument("config", help="a YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="replaces a field of the file")
     parser.add_argument("--dry-run", action="store_true", help="only tell what would train, and the memory it needs")
-    options = parser.parse_intermixed_args()  # field=value on both sides of --dry-run
+    parser.add_argument("--stream", action="store_true", help="stream=true: train from a Hub dataset without building")
+    options = parser.parse_intermixed_args()  # field=value on both sides of the flags
     try:
-        arguments = load_arguments(options.config, options.overrides)
+        arguments = load_arguments(options.config, options.overrides + ["stream=true"] * options.stream)
         # After the arguments: torch takes seconds to import.
         if options.dry_run:
             from speech_image_retrieval.training.dry_run import print_dry_run

@@ -45,7 +45,7 @@ _NOT_NEGATIVE = (
 class TrainingArguments:
     """One training run. The defaults of the method are ALBEF's, for the paper's own are not public."""
 
-    corpus: str  # folder made by `sir corpus build`
+    corpus: str  # folder made by `sir corpus build`; with `stream` the Hub id of a corpus
     output_dir: str  # everything of the run goes here
     speech_backbone: str | None = None  # Hub name or folder of a pretrained speech encoder; null = new weights
     vision_backbone: str | None = None  # the same of an image encoder; both or none
@@ -101,6 +101,7 @@ class TrainingArguments:
     speech_augmentation: dict[str, Any] | None = None
     image_augmentation: dict[str, Any] | None = None
 
+    stream: bool = False  # read the training split from the Hub as it arrives
     feature_cache: bool = False  # compute what frozen backbones give once, and keep it beside the corpus
     cache_examples: bool = False  # keep processed examples in memory (float16); for corpora that fit
     num_workers: int = 0
@@ -153,8 +154,19 @@ class TrainingArguments:
             raise ArgumentError("alpha mixes in the teacher's targets: set momentum, or alpha=0")
         if not 0 <= self.alpha <= 1:
             raise ArgumentError(f"alpha must be between 0 and 1, not {self.alpha}")
+        self._check_stream()
         self._check_augmentation("speech_augmentation", "waveforms", "speech")
         self._check_augmentation("image_augmentation", "pixels", "vision")
+
+    def _check_stream(self) -> None:
+        needing_rows = ("feature_cache", "cache_examples", "length_bucketing")
+        asked = [f"{name}=false" for name in needing_rows if getattr(self, name)]
+        asked += ["group_size=1"] if self.group_size > 1 else []
+        if self.stream and asked:
+            raise ArgumentError(
+                f"stream reads rows in the order in which they come: set {', '.join(asked)}, or build the corpus "
+                f"first: sir corpus build columns --source {self.corpus} --out DIR"
+            )
 
     def _check_augmentation(self, name: str, material: str, side: str) -> None:
         layers = f"trainable_{side}_layers"

@@ -35,22 +35,27 @@ class FeatureCache(Sequence):
     """
 
     def __init__(self, batches: Iterable[pa.RecordBatch]):
-        places = {
-            row: (batch["shape"], batch["bfloat16"], place)
-            for batch in batches
-            for place, row in enumerate(batch["row"].to_pylist())
-        }
+        places = {row: place for batch in batches for row, place in _places(batch)}
         self._places = [places[row] for row in range(len(places))]
-        self.lengths = torch.tensor([shapes[place][0].as_py() for shapes, _, place in self._places])
+        self.lengths = torch.tensor([shape[0] for _, shape in self._places])
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, row: int) -> Tensor:
         """The tensor of a row, a bfloat16 copy."""
-        shapes, contents, place = self._places[row]
-        values = np.frombuffer(contents[place].as_buffer(), np.int16).copy()
-        return torch.from_numpy(values).view(torch.bfloat16).view(shapes[place].as_py())
+        values, shape = self._places[row]
+        return torch.from_numpy(values.copy()).view(torch.bfloat16).view(shape)
+
+
+def _places(batch: pa.RecordBatch) -> Iterator[tuple[int, tuple[np.ndarray, list[int]]]]:
+    """Each row of a batch with its mapped values, as int16, and its shape."""
+    contents = batch["bfloat16"]
+    _, bounds, data = contents.buffers()
+    starts = np.frombuffer(bounds, np.int64)[contents.offset : contents.offset + len(contents) + 1]
+    values = np.frombuffer(data, np.int8)
+    for place, (row, shape) in enumerate(zip(batch["row"].to_pylist(), batch["shape"].to_pylist(), strict=True)):
+        yield row, (values[starts[place] : starts[place + 1]].view(np.int16), shape)
 
 
 def filled_cache(

@@ -1,7 +1,7 @@
 """Frozen backbones run once over a corpus: afterwards their hidden states stand in for recordings and pictures.
 
-What comes before a backbone's last hidden state, that is augmentation of waveforms or pixels, random crops and masking
-inside the backbone, cannot act on features that are read from a cache: with a cache it is left out.
+What comes before a backbone's last hidden state cannot act on features that are read from a cache: random crops and
+masking inside the backbone are left out, augmentation of waveforms or pixels is refused.
 """
 
 from __future__ import annotations
@@ -84,7 +84,6 @@ class FeatureProcessor:
 
     def __init__(self, processor: SpeechImageRetrievalProcessor):
         self._processor = processor
-        self.sampling_rate, self.max_seconds = processor.sampling_rate, processor.max_seconds  # for crops
 
     def __call__(
         self, audio: list[Any] | None = None, images: list[Any] | None = None, return_tensors: str = "pt"

@@ -18,13 +18,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..corpora.hub import load_hub_corpus, stream_training_rows
 from ..corpora.schema import load_corpus
 from ..evaluation import evaluate_retrieval, format_report
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
 from .arguments import ArgumentError, TrainingArguments, changed_fields, save_arguments
 from .augmentation import build_augmentations
 from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from .examples import Collator, SpokenCaptions, to_device
+from .examples import Collator, ExampleReader, SpokenCaptions, to_device
 from .export import export_model
 from .frozen_features import FeatureProcessor, FeatureRows, cached_rows
 from .hard_batches import grouped_batches, length_bucketed_batches, shuffled_batches
@@ -38,6 +39,7 @@ from .setup import (
     build_processor,
     initialize_from_speech_transformer,
 )
+from .streaming import StreamedCaptions
 
 
 class Trainer:
@@ -57,20 +59,15 @@ class Trainer:
                 f"Training runs in one process, not in {self.accelerator.num_processes}: negatives are not gathered."
             )
         set_seed(arguments.seed)
-        self.corpus: DatasetDict = load_corpus(arguments.corpus)
+        self.corpus: DatasetDict = self._open_corpus()
         self.processor = build_processor(arguments)
         augmentations = build_augmentations(arguments, self.processor)
         if arguments.cache_examples and any(augmentations):
             self.console.print("cache_examples does not keep what is augmented: it is decoded anew in every epoch.")
         model = build_model(arguments, self.accelerator.device).to(self.accelerator.device)
         self.validation = self._rows("validation", model)
-        self.examples = SpokenCaptions(
-            self._rows("train", model),
-            FeatureProcessor(self.processor),
-            arguments.cache_examples,
-            arguments.seed,
-            *augmentations,
-        )
+        reader = ExampleReader(self.processor, arguments.seed, *augmentations)
+        self.examples = self._training_examples(reader, model)
         objective = build_objective(arguments, model, len(self.examples))
         self.objective, *self.optimizers = self.accelerator.prepare(objective, *build_optimizers(arguments, model))
         self.batches_per_epoch = max(1, len(self.examples) // self._step_batch)
@@ -80,6 +77,19 @@ class Trainer:
         self.epoch = 0
         self.best: tuple[bool, float] | None = None  # (multimodal encoder trained, validation mean R@1)
         self.order = torch.empty(0, dtype=torch.long)
+
+    def _open_corpus(self) -> DatasetDict:
+        """The corpus, of a streamed one all splits but the training split."""
+        if self.arguments.stream:
+            return load_hub_corpus(self.arguments.corpus, without_train=True)
+        return load_corpus(self.arguments.corpus)
+
+    def _training_examples(
+        self, reader: ExampleReader, model: SpeechImageRetrievalModel
+    ) -> SpokenCaptions | StreamedCaptions:
+        if self.arguments.stream:
+            return StreamedCaptions(*stream_training_rows(self.arguments.corpus), reader, self.arguments.seed)
+        return SpokenCaptions(self._rows("train", model), reader, self.arguments.cache_examples)
 
     def _rows(self, split: str, model: SpeechImageRetrievalModel) -> Dataset | FeatureRows:
         """A split, with what frozen backbones make of its media if that is cached."""
@@ -184,7 +194,8 @@ class Trainer:
 
     def _steps(self) -> Iterator[list[Any]]:
         """Micro-batches of every remaining optimizer step of the epoch."""
-        self.examples.epoch = self.epoch
+        self.examples.start_epoch(self.epoch)
+        done = self.batches_per_epoch * self._step_batch - len(self.order)
         parts = [
             [micro.tolist() for micro in rows.split(math.ceil(len(rows) / self.arguments.gradient_accumulation_steps))]
             for rows in self.order.split(self._step_batch)
@@ -192,7 +203,7 @@ class Trainer:
         loader = iter(
             DataLoader(
                 self.examples,
-                batch_sampler=[rows for part in parts for rows in part],
+                batch_sampler=self.examples.batch_sampler([rows for part in parts for rows in part], first=done),
                 collate_fn=Collator(self.processor.time_axis),
                 num_workers=self.arguments.num_workers,
                 # Workers take their seed from the given generator, not from the run's random state.

@@ -21,7 +21,7 @@ from speech_image_retrieval.training.augmentation import (
     SpeechAugmentation,
     build_augmentations,
 )
-from speech_image_retrieval.training.examples import Collator, SpokenCaptions
+from speech_image_retrieval.training.examples import Collator, ExampleReader, SpokenCaptions
 from speech_image_retrieval.training.log import read_log
 from speech_image_retrieval.training.loop import Trainer
 from speech_image_retrieval.training.setup import build_processor
@@ -288,7 +288,7 @@ def augmented(make_arguments, tmp_path, processor, tones):
     def make(split=None, **changes):
         effects = {"speech_augmentation": EVERY_SPEECH_EFFECT, "image_augmentation": EVERY_IMAGE_EFFECT, **changes}
         augmentations = build_augmentations(make_arguments(tmp_path, **effects), processor)
-        return SpokenCaptions(split or load_corpus(tones)["train"], processor, False, 0, *augmentations)
+        return SpokenCaptions(split or load_corpus(tones)["train"], ExampleReader(processor, 0, *augmentations))
 
     return make
 
@@ -304,7 +304,8 @@ def _same(one, other):
 def test_examples_do_not_depend_on_workers_or_order(augmented, processor):
     def epochs(workers, rows):
         examples, heard = augmented(), []
-        for examples.epoch in range(2):
+        for epoch in range(2):
+            examples.start_epoch(epoch)
             loader = DataLoader(examples, batch_sampler=rows, collate_fn=lambda batch: batch, num_workers=workers)
             heard.append({example["row"]: example for batch in loader for example in batch})
         return heard
@@ -348,8 +349,11 @@ def test_a_crop_of_slowed_speech_lasts_max_seconds(augmented, processor):
 def test_what_is_augmented_is_not_kept_in_memory_and_the_rest_is(processor, tones):
     def epochs(speech_augmentation, image_augmentation):
         split = load_corpus(tones)["train"]
-        examples = SpokenCaptions(split, processor, True, 0, speech_augmentation, image_augmentation)
-        for examples.epoch in range(2):
+        examples = SpokenCaptions(
+            split, ExampleReader(processor, 0, speech_augmentation, image_augmentation), cache=True
+        )
+        for epoch in range(2):
+            examples.start_epoch(epoch)
             example = examples[4]
             yield example["speech"], example["image"]
 
@@ -407,7 +411,7 @@ def test_speech_is_augmented_while_pictures_come_from_the_feature_cache(make_arg
     cached = {"corpus": str(make_corpus()), "feature_cache": True, "trainable_vision_layers": 0, "group_size": 1}
     trainer = Trainer(make_arguments(tmp_path, **cached, speech_augmentation={"noise": {"snr_db": [0, 0]}}))
     first = trainer.examples[0]
-    trainer.examples.epoch = 1
+    trainer.examples.start_epoch(1)
     second = trainer.examples[0]
     assert "backbone_features" in first["image"] and _same({**first, "speech": {}}, {**second, "speech": {}})
     assert not torch.equal(first["speech"]["input_values"], second["speech"]["input_values"])

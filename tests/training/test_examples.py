@@ -5,7 +5,7 @@ import pytest
 import torch
 from speech_image_retrieval.corpora.schema import CorpusError, load_corpus
 from speech_image_retrieval.processing import processing_speech_image_retrieval as processing
-from speech_image_retrieval.training.examples import Collator, SpokenCaptions
+from speech_image_retrieval.training.examples import Collator, ExampleReader, SpokenCaptions
 from speech_image_retrieval.training.setup import build_processor
 
 SPECTROGRAM = {"type": "WhisperFeatureExtractor", "feature_size": 8, "hop_length": 160, "n_fft": 400}
@@ -27,7 +27,7 @@ def processor(request, make_arguments, tmp_path):
 
 
 def test_rows_of_one_image_share_their_number_and_others_do_not(split, processor):
-    examples = SpokenCaptions(split, processor)
+    examples = SpokenCaptions(split, ExampleReader(processor))
     names = split["image_id"]
     for first in range(len(examples)):
         for second in range(len(examples)):
@@ -35,7 +35,7 @@ def test_rows_of_one_image_share_their_number_and_others_do_not(split, processor
 
 
 def test_a_batch_is_what_the_processor_makes_of_its_rows(split, processor):
-    examples = SpokenCaptions(split, processor)
+    examples = SpokenCaptions(split, ExampleReader(processor))
     rows = [5, 0, 3]
     batch = Collator(processor.time_axis)([examples[row] for row in rows])
     assert batch.rows.tolist() == rows
@@ -54,7 +54,7 @@ def test_a_batch_is_what_the_processor_makes_of_its_rows(split, processor):
 
 
 def test_cached_examples_are_the_same_the_second_time_and_decoded_once(split, processor, monkeypatch):
-    examples = SpokenCaptions(split, processor, cache=True)
+    examples = SpokenCaptions(split, ExampleReader(processor), cache=True)
     calls = []
     for name in ("load_speech", "load_image"):
         original = getattr(processing, name)
@@ -69,7 +69,7 @@ def test_cached_examples_are_the_same_the_second_time_and_decoded_once(split, pr
     examples[3]  # another caption of the same picture
     assert calls == ["load_speech", "load_image", "load_speech"]
     assert all(torch.equal(part, second["speech"][name]) for name, part in first["speech"].items())
-    fresh = SpokenCaptions(split, processor)[2]
+    fresh = SpokenCaptions(split, ExampleReader(processor))[2]
     for name, part in fresh["speech"].items():
         torch.testing.assert_close(first["speech"][name].to(part.dtype), part, atol=2e-3, rtol=2e-3)
     batch = Collator(processor.time_axis)([first])
@@ -78,7 +78,10 @@ def test_cached_examples_are_the_same_the_second_time_and_decoded_once(split, pr
 
 
 def test_the_cache_keeps_every_rows_own_speech(split, processor):
-    cached, plain = SpokenCaptions(split, processor, cache=True), SpokenCaptions(split, processor)
+    cached, plain = (
+        SpokenCaptions(split, ExampleReader(processor), cache=True),
+        SpokenCaptions(split, ExampleReader(processor)),
+    )
     for row in (0, 1, 0, 1):  # two captions of one picture
         assert cached[row]["speech"]["attention_mask"].shape == plain[row]["speech"]["attention_mask"].shape
         for name, part in plain[row]["speech"].items():
@@ -86,7 +89,7 @@ def test_the_cache_keeps_every_rows_own_speech(split, processor):
 
 
 def test_speech_sizes_order_rows_by_duration_wherever_the_speech_is(split, processor, tmp_path):
-    sizes = SpokenCaptions(split, processor).speech_sizes()
+    sizes = SpokenCaptions(split, ExampleReader(processor)).speech_sizes()
     assert sizes.tolist() == [len(row["audio"]["bytes"]) for row in split]
 
     def to_file(row, number):
@@ -96,7 +99,7 @@ def test_speech_sizes_order_rows_by_duration_wherever_the_speech_is(split, proce
 
     features = split.features
     files = split.map(to_file, with_indices=True, features=features)
-    assert SpokenCaptions(files, processor).speech_sizes().tolist() == sizes.tolist()
+    assert SpokenCaptions(files, ExampleReader(processor)).speech_sizes().tolist() == sizes.tolist()
 
 
 def test_unusable_speech_names_its_caption(split, processor):
@@ -106,7 +109,7 @@ def test_unusable_speech_names_its_caption(split, processor):
         features=split.features,
     )
     for crop_seed in (None, 0):
-        examples = SpokenCaptions(broken, processor, crop_seed=crop_seed)
+        examples = SpokenCaptions(broken, ExampleReader(processor, crop_seed=crop_seed))
         assert examples[0]["row"] == 0
         with pytest.raises(CorpusError, match=r"Caption 'train-0-1': .*5 bytes.*cannot be decoded"):
             examples[1]
@@ -121,7 +124,7 @@ def chunking(processor):
 
 def test_a_batch_with_split_clips_is_what_the_processor_makes_of_its_rows(split, chunking):
     rows = [0, 5, 3, 1, 2]
-    examples = SpokenCaptions(split, chunking)
+    examples = SpokenCaptions(split, ExampleReader(chunking))
     batch = Collator(chunking.time_axis)([examples[row] for row in rows])
     audio = [split[row]["audio"] for row in rows]
     expected = chunking(audio=audio)
@@ -135,7 +138,10 @@ def test_a_batch_with_split_clips_is_what_the_processor_makes_of_its_rows(split,
 
 
 def test_cached_chunks_are_those_of_the_first_time(split, chunking):
-    cached, plain = SpokenCaptions(split, chunking, cache=True), SpokenCaptions(split, chunking)
+    cached, plain = (
+        SpokenCaptions(split, ExampleReader(chunking), cache=True),
+        SpokenCaptions(split, ExampleReader(chunking)),
+    )
     collate = Collator(chunking.time_axis)
     sizes = plain.speech_sizes()
     rows = [int(sizes.argmax()), int(sizes.argmin())]
@@ -148,13 +154,14 @@ def test_cached_chunks_are_those_of_the_first_time(split, chunking):
 
 
 def test_training_hears_another_crop_of_long_speech_every_epoch(split, chunking):
-    longest = int(SpokenCaptions(split, chunking).speech_sizes().argmax())
+    longest = int(SpokenCaptions(split, ExampleReader(chunking)).speech_sizes().argmax())
     name = chunking.feature_extractor.model_input_names[0]
 
     def crops(seed: int, row: int = longest) -> list[torch.Tensor]:
-        examples = SpokenCaptions(split, chunking, cache=True, crop_seed=seed)
+        examples = SpokenCaptions(split, ExampleReader(chunking, crop_seed=seed), cache=True)
         heard = []
-        for examples.epoch in range(4):
+        for epoch in range(4):
+            examples.start_epoch(epoch)
             speech = examples[row]["speech"]
             assert "chunk_clips" not in speech and len(speech[name]) == 1
             heard.append(speech[name])
@@ -173,15 +180,18 @@ def test_a_crop_is_a_part_of_its_clip(split, make_arguments, tmp_path):
     extractor = {**arguments.processor["feature_extractor"], "do_normalize": False}
     arguments.processor = {**arguments.processor, "feature_extractor": extractor, "min_seconds": 0.05}
     processor = build_processor(arguments)
-    row = int(SpokenCaptions(split, processor).speech_sizes().argmax())
-    whole = SpokenCaptions(split, processor)[row]["speech"]["input_values"][0]
+    row = int(SpokenCaptions(split, ExampleReader(processor)).speech_sizes().argmax())
+    whole = SpokenCaptions(split, ExampleReader(processor))[row]["speech"]["input_values"][0]
     processor.max_seconds = 0.15
-    crop = SpokenCaptions(split, processor, crop_seed=3)[row]["speech"]["input_values"][0]
+    crop = SpokenCaptions(split, ExampleReader(processor, crop_seed=3))[row]["speech"]["input_values"][0]
     assert any(torch.equal(window, crop) for window in whole.unfold(0, len(crop), 1))
 
 
 def test_speech_that_fits_is_not_cropped(split, processor):
-    plain, cropping = SpokenCaptions(split, processor), SpokenCaptions(split, processor, cache=True, crop_seed=0)
+    plain, cropping = (
+        SpokenCaptions(split, ExampleReader(processor)),
+        SpokenCaptions(split, ExampleReader(processor, crop_seed=0), cache=True),
+    )
     for row in (0, 1):
         for name, part in plain[row]["speech"].items():
             torch.testing.assert_close(cropping[row]["speech"][name].to(part.dtype), part, atol=2e-3, rtol=2e-3)
@@ -189,7 +199,7 @@ def test_speech_that_fits_is_not_cropped(split, processor):
 
 
 def test_a_batch_may_mix_cached_and_cropped_speech(split, chunking):
-    examples = SpokenCaptions(split, chunking, cache=True, crop_seed=0)
+    examples = SpokenCaptions(split, ExampleReader(chunking, crop_seed=0), cache=True)
     sizes = examples.speech_sizes()
     rows = [int(sizes.argmin()), int(sizes.argmax())]
     for order in (rows, rows[::-1]):

@@ -16,7 +16,7 @@ from speech_image_retrieval.evaluation import embedding, evaluate_retrieval
 from speech_image_retrieval.processing import processing_speech_image_retrieval as processing
 from speech_image_retrieval.training import frozen_features
 from speech_image_retrieval.training.arguments import ArgumentError
-from speech_image_retrieval.training.examples import Collator, SpokenCaptions
+from speech_image_retrieval.training.examples import Collator, ExampleReader, SpokenCaptions
 from speech_image_retrieval.training.frozen_features import FeatureProcessor, cached_rows, distinct_pictures
 from speech_image_retrieval.training.loop import Trainer
 from speech_image_retrieval.training.setup import build_model, build_objective, build_processor
@@ -54,8 +54,8 @@ def refuse(*args, **kwargs):
 def test_a_batch_of_cached_features_encodes_as_its_media_do(run, corpus):
     _, model, processor = run
     split = load_corpus(corpus)["train"]
-    media = SpokenCaptions(split, processor)
-    cached = SpokenCaptions(rows_of(run, corpus), FeatureProcessor(processor))
+    media = SpokenCaptions(split, ExampleReader(processor))
+    cached = SpokenCaptions(rows_of(run, corpus), ExampleReader(processor))
     collate = Collator(processor.time_axis)
     rows = [7, 0, 3, 11]
     one, other = collate([media[row] for row in rows]), collate([cached[row] for row in rows])
@@ -76,7 +76,7 @@ def test_nothing_is_decoded_or_encoded_again(run, corpus, monkeypatch):
     monkeypatch.setattr(run[1], "get_image_backbone_features", refuse)
     second = rows_of(run, corpus)
     assert torch.equal(first["audio"], second[3]["audio"]) and torch.equal(first["image"], second[3]["image"])
-    SpokenCaptions(second, FeatureProcessor(run[2]))[3]
+    SpokenCaptions(second, ExampleReader(run[2]))[3]
 
 
 def test_another_process_finds_the_cache(run, corpus, tmp_path):
@@ -252,7 +252,7 @@ def test_several_pictures_of_one_image_id_are_told_apart(run, tmp_path):
     cached = rows_of(run, corpus)
     assert torch.equal(cached[0]["image"], cached[2]["image"])
     assert not torch.equal(cached[0]["image"], cached[1]["image"])
-    in_memory = SpokenCaptions(load_corpus(corpus)["train"], run[2], cache=True)
+    in_memory = SpokenCaptions(load_corpus(corpus)["train"], ExampleReader(run[2]), cache=True)
     first, second = (in_memory[row]["image"]["pixel_values"] for row in (0, 1))
     assert not torch.equal(first, second)
 
@@ -274,7 +274,7 @@ def test_retrieval_on_cached_rows_is_that_on_media(run, corpus):
 def test_one_frozen_backbone_is_cached_and_the_other_reads_media(run, corpus):
     _, model, processor = run
     model.speech_backbone.requires_grad_(True)
-    row = SpokenCaptions(rows_of(run, corpus), FeatureProcessor(processor))[2]
+    row = SpokenCaptions(rows_of(run, corpus), ExampleReader(processor))[2]
     assert set(row["speech"]) == {"input_values", "attention_mask"} and set(row["image"]) == {"backbone_features"}
 
 
@@ -316,7 +316,7 @@ def test_a_run_with_the_cache_goes_as_one_without(make_arguments, corpus, tmp_pa
 def test_a_frozen_backbone_runs_once_for_student_and_teacher(run, corpus):
     arguments, model, processor = run
     objective = build_objective(replace(arguments, momentum=0.9), model, 12)
-    examples = SpokenCaptions(load_corpus(corpus)["train"], processor)
+    examples = SpokenCaptions(load_corpus(corpus)["train"], ExampleReader(processor))
     batch = Collator(processor.time_axis)([examples[row] for row in (0, 2, 4)])
     calls = []
     for backbone in (model.speech_backbone, model.vision_backbone):
