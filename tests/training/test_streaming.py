@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from datasets import DatasetDict
+from safetensors.torch import load_file
 from speech_image_retrieval.corpora.schema import CorpusError, load_corpus
+from speech_image_retrieval.training import loop
 from speech_image_retrieval.training.arguments import ArgumentError, TrainingArguments
 from speech_image_retrieval.training.examples import Collator, ExampleReader, SpokenCaptions
 from speech_image_retrieval.training.setup import build_processor
@@ -95,3 +98,41 @@ def test_what_needs_the_rows_at_hand_is_refused(option):
     (name,) = option
     with pytest.raises(ArgumentError, match=rf"set {name}=.* --source org/name"):
         TrainingArguments(corpus="org/name", output_dir="out", model={"a": 1}, stream=True, **option)
+
+
+@pytest.fixture
+def hub_of_tones(tones, monkeypatch):
+    """The corpus of tones as if it were on the Hub."""
+    corpus = load_corpus(tones)
+    stream = corpus["train"].to_iterable_dataset(num_shards=2)
+    monkeypatch.setattr(loop, "load_hub_corpus", lambda corpus_id, without_train: _without_train(corpus))
+    monkeypatch.setattr(loop, "stream_training_rows", lambda corpus_id: (stream, len(corpus["train"])))
+
+
+def _without_train(corpus):
+    return DatasetDict({name: rows for name, rows in corpus.items() if name != "train"})
+
+
+@pytest.mark.usefixtures("hub_of_tones")
+def test_a_streamed_run_that_is_interrupted_ends_like_one_that_is_not(make_arguments, tmp_path, monkeypatch):
+    def arguments(name):
+        return make_arguments(
+            tmp_path / name, stream=True, corpus="org/tones", group_size=1, checkpoint_every_steps=4, num_workers=0
+        )
+
+    loop.Trainer(arguments("whole")).run()
+    optimize = loop.Trainer._optimize
+
+    def interrupted(trainer, batches):
+        if trainer.step == 5:
+            raise KeyboardInterrupt
+        return optimize(trainer, batches)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Trainer, "_optimize", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            loop.Trainer(arguments("resumed")).run()
+    loop.Trainer(arguments("resumed")).run()
+    whole, resumed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "resumed"))
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
