@@ -193,11 +193,16 @@ def test_a_split_clip_is_normalised_as_a_whole(waveform_processor):
     assert values.mean().abs() < 1e-4 and abs(values.std() - 1) < 1e-2
 
 
-def test_more_than_twenty_chunks_are_refused(waveform_processor):
+def test_more_than_32_chunks_are_refused(waveform_processor):
     waveform_processor.max_seconds = 0.5
-    assert len(waveform_processor(audio=clips(160_000), sampling_rate=RATE)["chunk_clips"]) == 20
-    with pytest.raises(MediaError, match=r"audio\[1\] lasts 10\.5 s; the limit is 10 s .*shorter"):
-        waveform_processor(audio=clips(8_000, 168_000), sampling_rate=RATE)
+    assert len(waveform_processor(audio=clips(256_000), sampling_rate=RATE)["chunk_clips"]) == 32
+    with pytest.raises(MediaError, match=r"audio\[1\] lasts 16\.5 s; the limit is 16 s .*shorter"):
+        waveform_processor(audio=clips(8_000, 264_000), sampling_rate=RATE)
+
+
+def test_the_longest_recording_of_flickr8k_audio_is_heard(waveform_processor):
+    waveform_processor.max_seconds = 15.0  # of configs/flickr8k_audio.yaml
+    assert len(waveform_processor(audio=clips(int(323.5 * RATE)), sampling_rate=RATE)["chunk_clips"]) == 22
 
 
 def test_chunks_may_not_be_shorter_than_the_minimum():
