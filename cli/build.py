@@ -130,7 +130,8 @@ def _generate(
     seed: int,
     num_proc: int | None,
 ) -> None:
-    from ..corpora.media_check import print_summary, summary
+    from ..corpora.check import inspect_corpus
+    from ..corpora.check_table import print_check
 
     if len(sources) > 1:
         raise ValueError(f"The corpus {name} takes one --source.")
@@ -149,7 +150,8 @@ def _generate(
         corpus = build_tuxpaint(
             source, out, languages=language, seed=seed, skip_missing=skip_missing, num_proc=num_proc
         )
-    print_summary(summary(corpus))
+    check = inspect_corpus(corpus, decode=False, allow_shared_pictures=True, num_proc=num_proc)
+    print_check(check.to_dict())
 
 
 def _mapping(pairs: Sequence[str]) -> dict[str, str]:

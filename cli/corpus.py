@@ -29,9 +29,6 @@ CORPUS_OPTIONS = {
 """The corpora that can be built, and which options each of them takes."""
 
 
-UNUSABLE_LISTED = 10
-
-
 corpus_app = typer.Typer(help="Build and check corpora of spoken captions.", no_args_is_help=True)
 app.add_typer(corpus_app, name="corpus")
 
@@ -39,43 +36,44 @@ app.add_typer(corpus_app, name="corpus")
 @corpus_app.command("check")
 def check_corpus(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the corpus.")],
-    json_out: Annotated[Path | None, typer.Option("--json", help="Also write the counts to this file.")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Also write what was found to this file.")] = None,
+    html_out: Annotated[
+        Path | None, typer.Option("--html", help="Also write a page with plots and samples to hear to this file.")
+    ] = None,
+    headers_only: Annotated[
+        bool,
+        typer.Option(
+            "--headers-only",
+            help="Decode nothing: quick, but finds few of the files that break off, and no recordings that splits share.",
+        ),
+    ] = False,
     allow_shared_pictures: Annotated[
         bool,
         typer.Option("--allow-shared-pictures", help="Report pictures that two splits share, but do not fail."),
     ] = False,
+    num_proc: Annotated[
+        int | None, typer.Option(min=1, help="Processes that read the media; default: all processors.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the samples on the page.")] = 0,
 ) -> None:
-    """Count what a corpus holds; fail on unusable files, and on pictures that two splits share."""
-    from ..corpora.media_check import print_summary, summary, unusable_rows
+    """Say what a corpus holds; fail on unusable files, and on pictures or recordings that splits share."""
+    from ..corpora.check import inspect_corpus
+    from ..corpora.check_table import print_check
     from ..corpora.schema import load_corpus
 
     corpus = load_corpus(directory)
-    counts = summary(corpus)
-    print_summary(counts)
+    check = inspect_corpus(
+        corpus, decode=not headers_only, allow_shared_pictures=allow_shared_pictures, num_proc=num_proc
+    )
+    print_check(check.to_dict())
     if json_out:
-        write_json(counts, json_out)
-    problems = [
-        f"{split}, {corpus[split][row]['caption_id']}: {problem}"
-        for split, split_counts in counts["splits"].items()
-        if split_counts["unusable"]
-        for row, problem in unusable_rows(corpus[split]).items()
-    ]
-    shown = problems[:UNUSABLE_LISTED]
-    if len(problems) > len(shown):
-        shown.append(f"and {len(problems) - len(shown)} more without a usable picture or recording")
-    shared = [
-        f"{' and '.join(pair['splits'])} share {pair['image_ids']} image ids and {pair['picture_contents']} pictures: "
-        "what is measured on one was seen in the other"
-        for pair in counts["shared"]
-        if pair["image_ids"] or pair["picture_contents"]
-    ]
-    if allow_shared_pictures:
-        for line in shared:
-            typer.echo(line)
-    else:
-        shown += shared
-    if shown:
-        raise ValueError("\n".join([f"{directory} is not fit for use.", *shown]))
+        write_json(check.to_dict(), json_out)
+    if html_out:
+        from ..corpora.check_page import write_page
+
+        write_page(check, str(directory), html_out, seed)
+    if not check.fit:
+        raise ValueError(f"{directory} is not fit for use.\n{check.refusal()}")
 
 
 def check_corpus_name(name: str) -> None:
@@ -87,9 +85,13 @@ def check_corpus_name(name: str) -> None:
 
 
 def load_split(corpus: str, split: str) -> Dataset:
+    from ..corpora.hub import is_hub_id, load_hub_corpus
     from ..corpora.schema import load_corpus
 
-    splits = load_corpus(_corpus_folder(corpus))
+    if is_hub_id(corpus):
+        splits = load_hub_corpus(corpus, without_train=split != "train")
+    else:
+        splits = load_corpus(_corpus_folder(corpus))
     if split not in splits:
         raise ValueError(f"{corpus} has no split {split!r}. Splits: {', '.join(splits)}.")
     return splits[split]

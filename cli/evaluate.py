@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 @app.command()
 def evaluate(
     model: ModelArgument,
-    corpus: Annotated[str, typer.Option(help="Folder of a corpus, or the name of one in outputs/NAME/corpus.")],
+    corpus: Annotated[
+        str, typer.Option(help="Folder of a corpus, the name of one in outputs/NAME/corpus, or a Hub id.")
+    ],
     split: Annotated[str, typer.Option(help="train, validation, test or another that the corpus has.")] = "test",
     rerank_top_k: RerankOption = 32,
     score_rule: ScoreRuleOption = "sim",

@@ -7,7 +7,6 @@ official splits are put back by file name.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +14,8 @@ from datasets import Audio, Dataset, Image, get_dataset_config_names, load_datas
 
 from .building import Reading
 from .flickr8k_audio import NO_RECORDING, NO_TEXT, OFFICIAL_PICTURES, official_split
+from .hub import is_hub_id
 from .schema import CorpusError, SpokenCaption
-
-_HUB_ID = re.compile(r"[\w-]+/[\w.-]+")
 
 CONFIGURATIONS = ("audio", "images", "qrels")
 
@@ -25,7 +23,7 @@ CONFIGURATIONS = ("audio", "images", "qrels")
 def is_mirror(source: str | Path) -> bool:
     """Whether it is a Hub id, or a folder of the mirror's Parquet files."""
     folder = Path(source)
-    return (folder / "qrels").is_dir() if folder.exists() else _HUB_ID.fullmatch(str(source)) is not None
+    return (folder / "qrels").is_dir() or is_hub_id(str(source))
 
 
 def read_flickr8k_mirror(source: str | Path) -> Reading:

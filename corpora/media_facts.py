@@ -79,9 +79,10 @@ def inspect_recording(media: Media, decode: bool = False) -> RecordingFacts:
     """Duration, rate and channels; only the header is read unless `decode`.
 
     Raises:
-        UnusableMedia: missing, empty or unreadable, without samples, or a WAV file whose header states fewer samples
-            than the file holds: decoders read what is stated and drop the rest without a word. With `decode` also
-            samples that are not finite, and a file that ends before its header says so: decoders pass over that too.
+        UnusableMedia: missing, empty or unreadable, without samples, a WAV file whose header states fewer samples
+            than the file holds, or a file that ends before its header says so: decoders pass over both without a
+            word. What other formats than WAV and Ogg lack at their end is found, and samples that are not finite,
+            only with `decode`.
     """
     source = _source(media, "recording")
     name = media_name(media, "recording")
@@ -105,10 +106,9 @@ def inspect_recording(media: Media, decode: bool = False) -> RecordingFacts:
             )
     if frames == 0:
         raise UnusableMedia(NO_SAMPLES, f"{name}: a recording without samples")
-    if decode:
-        _refuse_broken_off(media, facts, frames, frame_bytes)
-        if not math.isfinite(facts.peak):
-            raise UnusableMedia(NOT_FINITE, f"{name}: NaN or infinite samples")
+    _refuse_broken_off(media, facts, frames, frame_bytes)
+    if decode and not math.isfinite(facts.peak):
+        raise UnusableMedia(NOT_FINITE, f"{name}: NaN or infinite samples")
     return facts._replace(seconds=frames / facts.sampling_rate)
 
 

@@ -42,7 +42,7 @@ def in_order(
         yield _results(pool, function, tasks, ahead=2 * num_proc)
     except BrokenProcessPool:
         raise CorpusError(
-            "A process that read the corpus was killed: for want of memory (pass a smaller --num-proc), "
+            "A process that read the corpus was killed: for want of memory (then pass a smaller --num-proc), "
             "or by a file that crashes its decoder."
         ) from None
     finally:

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from .findings import Findings
 from .media_facts import (
+    BROKEN_OFF,
     HIDDEN_SAMPLES,
     NO_SAMPLES,
     UNREADABLE,
@@ -96,7 +97,7 @@ def _checked_recording(row: SpokenCaption, bare_rate: int | None, noticed: Findi
     try:
         facts = inspect_recording(audio)
     except UnusableMedia as problem:
-        repairable = bare_rate is not None and problem.kind in (UNREADABLE, NO_SAMPLES, HIDDEN_SAMPLES)
+        repairable = bare_rate is not None and problem.kind in (UNREADABLE, NO_SAMPLES, HIDDEN_SAMPLES, BROKEN_OFF)
         rebuilt = wav_from_bare_samples(audio, bare_rate) if repairable else None
         if rebuilt is None:
             raise

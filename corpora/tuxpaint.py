@@ -20,7 +20,8 @@ from xml.etree import ElementTree
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
-from .media_check import audio_problem, refuse_or_warn
+from .losses import refuse_or_warn
+from .media_facts import audio_problem
 from .schema import (
     SPLITS,
     CorpusError,

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -49,12 +50,20 @@ def encoded_speech(seed: int, seconds: float = 0.2) -> bytes:
     return stream.getvalue()
 
 
+def speech_seed(*of: object) -> int:
+    """A seed for each caption: the same recording in two splits would be a leak."""
+    return crc32(repr(of).encode())
+
+
 def caption_rows(split: str, pictures: int, picture_of: str | None = None, seconds: float = 0.2, audio=None):
     for number in range(pictures):
         for caption, language in enumerate(("en", "de")):
             yield {
                 "image": {"bytes": encoded_picture(COLOURS[picture_of or split], number), "path": None},
-                "audio": {"bytes": audio or encoded_speech(10 * number + caption, seconds), "path": None},
+                "audio": {
+                    "bytes": audio or encoded_speech(speech_seed(split, number, caption), seconds),
+                    "path": None,
+                },
                 "image_id": f"{split}-{number}",
                 "caption_id": f"{split}-{number}#{caption}",
                 "text": f"picture {number} of {split}" if language == "en" else None,
@@ -143,10 +152,11 @@ def test_build_hands_the_options_to_the_corpus(tmp_path: Path, monkeypatch):
     assert sir("corpus", "build", "tuxpaint", "--out", out, *options).exit_code == 0
     assert built == [
         ((out,), {"seed": 3, "num_proc": 2}),
-        ((tmp_path, out), {"seed": 0, "num_proc": None}),
-        ((tmp_path, out), {"languages": ["en", "de"], "seed": 0, "skip_missing": True, "num_proc": None}),
+        ((str(tmp_path), out), {"seed": 0, "num_proc": None}),
+        ((str(tmp_path), out), {"languages": ["en", "de"], "seed": 0, "skip_missing": True, "num_proc": None}),
     ]
-    assert set(CORPUS_OPTIONS) == {"spoken_shapes", "spoken_emoji", "tuxpaint"}
+    made_here = {name for name, options in CORPUS_OPTIONS.items() if "--embed" not in options}
+    assert made_here == {"spoken_shapes", "spoken_emoji", "tuxpaint"}
 
 
 def test_build_shows_what_the_corpus_refuses(tmp_path: Path):
@@ -155,34 +165,59 @@ def test_build_shows_what_the_corpus_refuses(tmp_path: Path):
     assert (tmp_path / "letter.txt").exists()
 
 
-def test_check_passes_a_sound_corpus_and_writes_its_counts(corpus: Path, tmp_path: Path):
-    result = sir("corpus", "check", corpus, "--json", tmp_path / "new" / "counts.json")
+def test_check_passes_a_sound_corpus_and_writes_what_it_found(corpus: Path, tmp_path: Path):
+    outputs = ["--json", tmp_path / "new" / "counts.json", "--html", tmp_path / "new" / "page.html"]
+    result = sir("corpus", "check", corpus, *outputs, "--num-proc", 1)
     assert result.exit_code == 0, result.output
-    counts = json.loads((tmp_path / "new" / "counts.json").read_text(encoding="utf-8"))
-    assert counts["splits"]["test"]["pictures"] == 4
+    assert "captions per picture" in result.stdout
+    report = json.loads((tmp_path / "new" / "counts.json").read_text(encoding="utf-8"))
+    assert report["fit"] and report["decoded"] and report["splits"]["test"]["pictures"] == 4
+    assert "Fit for use" in (tmp_path / "new" / "page.html").read_text(encoding="utf-8")
 
 
-def test_check_fails_on_unusable_recordings_and_still_writes_the_counts(tmp_path: Path):
+def test_the_samples_on_the_page_depend_on_the_seed(tmp_path: Path):
+    corpus = make_corpus(tmp_path / "corpus", pictures=20)
+    pages = []
+    for number, seed in enumerate((0, 0, 1)):
+        page = tmp_path / f"{number}.html"
+        assert sir("corpus", "check", corpus, "--html", page, "--seed", seed).exit_code == 0
+        pages.append(page.read_text(encoding="utf-8"))
+    assert pages[0] == pages[1] != pages[2]
+
+
+def test_check_fails_on_unusable_recordings_and_still_writes_what_it_found(tmp_path: Path):
     broken = make_corpus(tmp_path / "broken", pictures=7, audio=b"no sound")
-    message = refused("corpus", "check", broken, "--json", tmp_path / "counts.json")
-    assert "test, test-0#0: " in message
-    assert "and 4 more" in message
+    outputs = ["--json", tmp_path / "counts.json", "--html", tmp_path / "page.html"]
+    message = refused("corpus", "check", broken, *outputs)
+    assert f"{broken} is not fit for use." in message
+    assert "14 x unreadable file:\n  test, test-0#0: embedded recording" in message
+    assert "and 9 more" in message and "Restore these files" in message
     assert json.loads((tmp_path / "counts.json").read_text(encoding="utf-8"))["splits"]["test"]["unusable"] == 14
+    assert "Not fit for use" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_check_decodes_unless_it_is_told_not_to(tmp_path: Path):
+    whole = encoded_speech(1, seconds=2.0)
+    broken = make_corpus(tmp_path / "broken", pictures=1, audio=whole[: len(whole) // 2])
+    assert "2 x recording that breaks off" in refused("corpus", "check", broken)
+    assert sir("corpus", "check", broken, "--headers-only").exit_code == 0
 
 
 def test_check_fails_on_pictures_that_splits_share(tmp_path: Path):
     leaking = make_corpus(tmp_path / "leaking", picture_of="train")
-    assert "train and test share 0 image ids and 2 pictures" in refused("corpus", "check", leaking)
+    message = refused("corpus", "check", leaking)
+    assert "2 x picture in two splits:\n  train, train-0#0 (embedded picture) and test, test-0#0" in message
+    assert "What is measured on one split was seen in the other" in message
 
 
 def test_check_reports_shared_pictures_that_are_allowed_and_still_fails_on_unusable_files(tmp_path: Path):
     leaking = make_corpus(tmp_path / "leaking", picture_of="train")
     result = sir("corpus", "check", leaking, "--allow-shared-pictures")
     assert result.exit_code == 0, result.output
-    assert "train and test share 0 image ids and 2 pictures" in result.stdout
+    assert "picture in two" in result.stdout and "warning" in result.stdout
     broken = make_corpus(tmp_path / "broken", picture_of="train", audio=b"no sound")
     message = refused("corpus", "check", broken, "--allow-shared-pictures")
-    assert "test, test-0#0: " in message and "image ids" not in message
+    assert "test, test-0#0: " in message and "two splits" not in message
 
 
 def test_check_of_another_folder_is_refused(tmp_path: Path):
