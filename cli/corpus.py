@@ -44,7 +44,7 @@ def check_corpus(
         bool,
         typer.Option(
             "--headers-only",
-            help="Decode nothing: quick, but finds few of the files that break off, and no recordings that splits share.",
+            help="Decode nothing: quick, but finds few files that break off, and no recordings that splits share.",
         ),
     ] = False,
     allow_shared_pictures: Annotated[
