@@ -234,6 +234,7 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
         attention_mask: Tensor | None = None,
         chunk_clips: Tensor | None = None,
         backbone_features: Tensor | None = None,
+        pooled_only: bool = False,
         **kwargs,
     ) -> SpeechFeaturesOutput:
         """Encode speech.
@@ -246,6 +247,7 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
                 ones. The backbone hears chunks; their frames are joined in order, so that all else sees whole clips.
             backbone_features: instead of the inputs above, what :meth:`get_speech_backbone_features` made of them,
                 with its mask as `attention_mask`.
+            pooled_only: leave `last_hidden_state` out and save the work for it, where only embeddings are asked for.
         """
         if backbone_features is None:
             backbone_features, attention_mask = self.get_speech_backbone_features(
@@ -255,9 +257,11 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
         tokens = self.speech_input(torch.einsum("btlw,l->btw", backbone_features, weights))
         tokens = torch.cat([self.speech_cls.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
         mask = nn.functional.pad(attention_mask.bool(), (1, 0), value=True)
-        states, _ = self.speech_transformer(tokens, mask)
+        states, _ = self.speech_transformer(tokens, mask, first_only=pooled_only)
         embeds = nn.functional.normalize(self.speech_projection(states[:, 0]).float(), dim=-1)
-        return SpeechFeaturesOutput(last_hidden_state=states, pooler_output=embeds, attention_mask=mask)
+        return SpeechFeaturesOutput(
+            last_hidden_state=None if pooled_only else states, pooler_output=embeds, attention_mask=mask
+        )
 
     def get_image_backbone_features(self, pixel_values: Tensor) -> Tensor:
         """What the vision backbone alone makes of (batch, 3, height, width) pixels: (batch, tokens, width), or the
@@ -266,20 +270,24 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: Tensor | None = None, backbone_features: Tensor | None = None, **kwargs
+        self,
+        pixel_values: Tensor | None = None,
+        backbone_features: Tensor | None = None,
+        pooled_only: bool = False,
+        **kwargs,
     ) -> BaseModelOutputWithPooling:
         """Encode (batch, 3, height, width) pixels from the processor, or what :meth:`get_image_backbone_features` made
         of them.
 
         Returns:
             `.pooler_output` (batch, projection_dim) float32 of unit length, `.last_hidden_state` (batch, tokens,
-            hidden_size), `[CLS]` first.
+            hidden_size), `[CLS]` first; with `pooled_only` it is left out, and the work for it saved.
         """
         if backbone_features is None:
             backbone_features = self.get_image_backbone_features(pixel_values)
-        states = self._image_states(backbone_features)
+        states = self._image_states(backbone_features, first_only=pooled_only)
         embeds = nn.functional.normalize(self.image_projection(states[:, 0]).float(), dim=-1)
-        return BaseModelOutputWithPooling(last_hidden_state=states, pooler_output=embeds)
+        return BaseModelOutputWithPooling(last_hidden_state=None if pooled_only else states, pooler_output=embeds)
 
     def match(
         self, speech_states: Tensor, speech_mask: Tensor, image_states: Tensor, image_rows: Tensor | None = None
@@ -294,7 +302,7 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
         Returns:
             (pairs,) float32.
         """
-        states, _ = self.multimodal_encoder(speech_states, speech_mask, image_states, image_rows)
+        states, _ = self.multimodal_encoder(speech_states, speech_mask, image_states, image_rows, first_only=True)
         return self.matching_head(states[:, 0]).squeeze(-1).float()
 
     @can_return_tuple
@@ -366,7 +374,7 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
         )
         return contrastive_loss(logits, logits.T, targets, targets), matching_loss(scores, labels, weight)
 
-    def _image_states(self, features: Tensor) -> Tensor:
+    def _image_states(self, features: Tensor, first_only: bool) -> Tensor:
         grid = features.shape[-2:] if features.dim() == 4 else None
         tokens = self.image_input(features if grid is None else features.flatten(2).transpose(1, 2))
         if not self.config.multimodal_config.num_image_layers:
@@ -375,7 +383,7 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
             tokens = tokens + grid_positions(*grid, width=tokens.shape[-1], like=tokens)
         tokens = torch.cat([self.image_cls.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
         everywhere = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        return self.image_transformer(tokens, everywhere)[0]
+        return self.image_transformer(tokens, everywhere, first_only=first_only)[0]
 
 
 __all__ = [

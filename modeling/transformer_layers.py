@@ -68,6 +68,22 @@ class SpeechImageAttention(nn.Module):
         return self.out_proj(output.flatten(2)), weights
 
 
+class Dropout(nn.Dropout):
+    """Dropout whose masks are drawn several times faster on a CPU, where torch draws them one element after another.
+
+    An element needs 16 random bits, of which an int64 has four; the probability is rounded to a multiple of 1 / 65536.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or input.device.type != "cpu" or not 0 < self.p < 1:
+            return super().forward(input)
+        lowest, highest = torch.iinfo(torch.int64).min, torch.iinfo(torch.int64).max
+        bits = torch.randint(lowest, highest, (-(-input.numel() // 4),)).view(torch.int16)
+        dropped = min(max(round(self.p * 65536), 1), 65535)
+        kept = bits[: input.numel()].view(input.shape) >= dropped - 32768
+        return input * (kept.to(input.dtype) * (65536 / (65536 - dropped)))
+
+
 class SpeechImageLayer(GradientCheckpointingLayer):
     """Pre-norm transformer layer: self-attention, cross-attention to the image if asked for, feed-forward."""
 
@@ -84,7 +100,7 @@ class SpeechImageLayer(GradientCheckpointingLayer):
             ACT2FN[config.hidden_act],
             nn.Linear(config.intermediate_size, config.hidden_size),
         )
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.dropout = Dropout(config.hidden_dropout)
 
     def forward(
         self,
@@ -92,9 +108,13 @@ class SpeechImageLayer(GradientCheckpointingLayer):
         attention_mask: Tensor | None,
         image_states: Tensor | None = None,
         image_rows: Tensor | None = None,
+        first_only: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        normed = self.self_attention_norm(hidden_states)
-        hidden_states = hidden_states + self.dropout(self.self_attention(normed, normed, attention_mask)[0])
+        normed = queries = self.self_attention_norm(hidden_states)
+        if first_only:
+            hidden_states, queries = hidden_states[:, :1], normed[:, :1]
+            attention_mask = None if attention_mask is None else attention_mask[:, :, :1]
+        hidden_states = hidden_states + self.dropout(self.self_attention(queries, normed, attention_mask)[0])
         cross_weights = None
         if image_states is not None:
             normed = self.cross_attention_norm(hidden_states)
@@ -146,13 +166,21 @@ class SpeechImageEncoder(SpeechImageRetrievalPreTrainedModel):
         mask: Tensor,
         image_states: Tensor | None = None,
         image_rows: Tensor | None = None,
+        first_only: bool = False,
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """(batch, tokens, width) states and (batch, tokens) mask to states and each layer's cross weights."""
+        """(batch, tokens, width) states and (batch, tokens) mask to states and each layer's cross weights.
+
+        With `first_only` the states are those of the first token, (batch, 1, width), and the last layer computes no
+        others.
+        """
         attention_mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=mask
         )
+        # Other kernels take masks of other shapes.
+        shortened = first_only and self.config._attn_implementation in ("eager", "sdpa")
         cross_weights = []
         for layer in self.layers:
-            hidden_states, weights = layer(hidden_states, attention_mask, image_states, image_rows)
+            last = shortened and layer is self.layers[-1]
+            hidden_states, weights = layer(hidden_states, attention_mask, image_states, image_rows, last)
             cross_weights.append(weights)
-        return self.norm(hidden_states), tuple(cross_weights)
+        return self.norm(hidden_states[:, :1] if first_only else hidden_states), tuple(cross_weights)

@@ -53,8 +53,9 @@ class MomentumTeacher(nn.Module):
     def embed(self, speech: dict[str, Tensor], image: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """(batch, projection_dim) unit-length embeddings of the speech and of the images."""
         self.eval()  # the student's train() reaches what is shared
-        speech_embeds = self.model.get_speech_features(**speech, return_dict=True).pooler_output
-        return speech_embeds, self.model.get_image_features(**image, return_dict=True).pooler_output
+        speech_embeds = self.model.get_speech_features(**speech, pooled_only=True, return_dict=True).pooler_output
+        image_embeds = self.model.get_image_features(**image, pooled_only=True, return_dict=True).pooler_output
+        return speech_embeds, image_embeds
 
 
 def is_frozen(part: nn.Parameter | nn.Module) -> bool:

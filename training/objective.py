@@ -87,8 +87,10 @@ class CoarseToFineObjective(nn.Module):
         """
         use_teacher = self.teacher is not None and momentum
         speech_inputs, image_inputs = self._shared_inputs(batch) if use_teacher else (batch.speech, batch.image)
-        speech = self.model.get_speech_features(**speech_inputs, return_dict=True)
-        image = self.model.get_image_features(**image_inputs, return_dict=True)
+        matching = matching and bool(self.matching_weight or self.listwise_weight)
+        options = {"pooled_only": not matching, "return_dict": True}
+        speech = self.model.get_speech_features(**speech_inputs, **options)
+        image = self.model.get_image_features(**image_inputs, **options)
         embeds = (speech.pooler_output, image.pooler_output)
         momentum_embeds = self.teacher.embed(speech_inputs, image_inputs) if use_teacher else None
         if self.training:
@@ -97,7 +99,7 @@ class CoarseToFineObjective(nn.Module):
 
         contrastive = self._contrastive(embeds, momentum_embeds, batch.image_ids, alpha)
         matched = listed = torch.zeros((), device=contrastive.device)
-        if matching and (self.matching_weight or self.listwise_weight):
+        if matching:
             pairs = self._pairs(*embeds, batch.image_ids)
             scores = self.model.match(
                 speech.last_hidden_state[pairs.speech],

@@ -262,6 +262,29 @@ def test_match_scores_each_pair_by_itself_and_both_sides_count(kind):
         assert (model.match(speech[order], mask[order], image) - scores).abs().min() > 1e-6
 
 
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_what_only_the_first_token_needs_gives_what_all_tokens_give(kind, attention):
+    model = tiny_model(kind)
+    batch = tiny_batch(kind)
+    stacks = [model.speech_transformer, model.multimodal_encoder, getattr(model, "image_transformer", None)]
+    for stack in filter(None, stacks):
+        stack.set_attn_implementation(attention)
+    with torch.no_grad():
+        speech, pooled_speech = (
+            model.get_speech_features(**speech_of(batch), pooled_only=only) for only in (False, True)
+        )
+        image, pooled_image = (
+            model.get_image_features(batch["pixel_values"], pooled_only=only) for only in (False, True)
+        )
+        states = speech.last_hidden_state, speech.attention_mask, image.last_hidden_state
+        all_states, _ = model.multimodal_encoder(*states)
+        scores = model.matching_head(all_states[:, 0]).squeeze(-1)
+        torch.testing.assert_close(model.match(*states), scores, atol=1e-5, rtol=0)
+    assert pooled_speech.last_hidden_state is pooled_image.last_hidden_state is None
+    torch.testing.assert_close(pooled_speech.pooler_output, speech.pooler_output, atol=1e-5, rtol=0)
+    torch.testing.assert_close(pooled_image.pooler_output, image.pooler_output, atol=1e-5, rtol=0)
+
+
 class Pairs(torch.utils.data.Dataset):
     def __init__(self, count: int):
         self.batch = tiny_batch(HUBERT, (4,) * count)

@@ -43,7 +43,9 @@ class SmallModel(nn.Module):
     def clamp_temperature(self) -> None:
         self.logit_scale.clamp_(-torch.tensor(0.5).log(), -torch.tensor(0.001).log())
 
-    def get_speech_features(self, input_values: Tensor, attention_mask: Tensor, return_dict: bool) -> SimpleNamespace:
+    def get_speech_features(
+        self, input_values: Tensor, attention_mask: Tensor, pooled_only: bool = False, return_dict: bool = True
+    ) -> SimpleNamespace:
         states = self.speech_encoder(input_values)
         return SimpleNamespace(
             last_hidden_state=states,
@@ -51,7 +53,9 @@ class SmallModel(nn.Module):
             attention_mask=attention_mask,
         )
 
-    def get_image_features(self, pixel_values: Tensor, return_dict: bool) -> SimpleNamespace:
+    def get_image_features(
+        self, pixel_values: Tensor, pooled_only: bool = False, return_dict: bool = True
+    ) -> SimpleNamespace:
         states = self.image_encoder(pixel_values)
         embeds = nn.functional.normalize(states[:, 0].float(), dim=-1)
         return SimpleNamespace(last_hidden_state=states, pooler_output=embeds)

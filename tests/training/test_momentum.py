@@ -24,9 +24,9 @@ class PartlyFrozenModel(SmallModel):
         self.norm = nn.BatchNorm1d(4)
         self.dropout = nn.Dropout(0.5)
 
-    def get_speech_features(self, input_values, attention_mask=None, return_dict=True):
+    def get_speech_features(self, input_values, attention_mask=None, pooled_only=False, return_dict=True):
         normed = self.norm(self.backbone(input_values).transpose(1, 2)).transpose(1, 2)
-        return super().get_speech_features(self.dropout(normed), attention_mask, return_dict)
+        return super().get_speech_features(self.dropout(normed), attention_mask)
 
 
 @pytest.fixture
