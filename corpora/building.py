@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from .findings import Findings
 from .parallel import in_order
-from .parts import Part, write_part
+from .parts import REPAIRED, Part, write_part
 from .schema import (
     FEATURES,
     SPLITS,
@@ -39,6 +39,8 @@ from .schema import (
 PART_ROWS = 1000
 REPORT = "build_report.json"
 
+_KNOWN_AT_MOST = 20
+_KNOWN_SHARE = 0.01  # of the captions
 _PART_BYTES = 64 << 20  # of media that rows of a part hold already
 
 
@@ -102,6 +104,7 @@ def build_from_files(
         _refuse_losses(parts, skip_missing)
         _require_splits(report["rows"])
         _assemble(parts, folder, report)
+        shutil.rmtree(folder / "old", ignore_errors=True)  # of a build that was killed right here
         if target.exists():
             target.rename(folder / "old")
         (folder / "new").rename(target)
@@ -175,11 +178,25 @@ def _merged(parts: dict[str, list[Part]], name: str) -> Findings:
 
 
 def _refuse_losses(parts: dict[str, list[Part]], skip_missing: bool) -> None:
-    losses = _merged(parts, "unusable")
+    losses, known = _merged(parts, "unusable"), _merged(parts, "known")
+    repaired = _merged(parts, "noticed").counts.get(REPAIRED, 0)
+    kept = sum(part.rows for own in parts.values() for part in own)
+    if repaired > _KNOWN_AT_MOST and not skip_missing:
+        raise CorpusError(
+            f"{repaired} recordings have broken headers, of which this corpus has few: unpack it again, or pass "
+            "--skip-missing to build it of what is there."
+        )
+    # More than these are no defects that the corpus is known for.
+    if sum(known.counts.values()) > max(
+        _KNOWN_AT_MOST, _KNOWN_SHARE * sum(part.rows for own in parts.values() for part in own)
+    ):
+        losses.merge(known)
     lost = sum(losses.counts.values())
     if lost and not skip_missing:
-        rows = lost + sum(part.rows for own in parts.values() for part in own)
-        lines = [f"{lost} of {rows} captions have no usable picture or recording.", *map(losses.listed, losses.counts)]
+        lines = [
+            f"{lost} of {lost + kept} captions have no usable picture or recording.",
+            *map(losses.listed, losses.counts),
+        ]
         lines.append(
             "Restore these files, or pass --skip-missing to leave the captions out. What was checked is kept."
         )
@@ -194,7 +211,7 @@ def _require_splits(rows: dict[str, int]) -> None:
 
 
 def _assemble(parts: dict[str, list[Part]], folder: Path, report: dict[str, Any]) -> None:
-    """Move the parts to where `datasets` expects the shards of each split, with what it saves beside them."""
+    """Put the parts where `datasets` expects the shards of each split, with what it saves beside them."""
     new = folder / "new"
     shutil.rmtree(new, ignore_errors=True)
     columns = {name: [] for name in FEATURES}
@@ -206,7 +223,7 @@ def _assemble(parts: dict[str, list[Part]], folder: Path, report: dict[str, Any]
         filled = [part for part in own if part.rows]
         names = [f"data-{number:05d}-of-{len(filled):05d}.arrow" for number in range(len(filled))]
         for part, name in zip(filled, names, strict=True):
-            part.file.rename(new / split / name)
+            _link_or_copy(part.file, new / split / name)
         state_file = new / split / "state.json"
         state = json.loads(state_file.read_text(encoding="utf-8"))
         state["_data_files"] = [{"filename": name} for name in names]
@@ -215,3 +232,11 @@ def _assemble(parts: dict[str, list[Part]], folder: Path, report: dict[str, Any]
         ).hexdigest()
         state_file.write_text(json.dumps(state, indent=2, sort_keys=True), encoding="utf-8")
     (new / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _link_or_copy(file: Path, target: Path) -> None:
+    """The part stays where it is as well, for a build that is killed before it ends."""
+    try:
+        target.hardlink_to(file)
+    except OSError:  # not every file system has links
+        shutil.copyfile(file, target)

@@ -6,9 +6,10 @@ relative to the manifest, or media that `datasets` keeps as such.
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from datasets import (
     Audio,
     Dataset,
     DatasetDict,
+    Features,
     Image,
+    Value,
     load_dataset,
     load_from_disk,
 )
+from datasets.exceptions import DatasetsError
 
 from .building import Reading
 from .findings import Findings
@@ -38,6 +42,7 @@ _SPLIT_NAMES = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+_RECORDINGS = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64"}
 
 
 def read_columns(
@@ -72,7 +77,9 @@ def read_columns(
     elif len(sources) == 1:
         splits, roots = _open(sources[0], config_name)
         mapping = _mapping(columns or {}, splits, sources[0])
-        read, reading.expected_rows = partial(_mapped, splits, mapping, roots), sum(map(len, splits.values()))
+        path = Path(sources[0])
+        read = partial(_mapped, splits, mapping, roots, path.parent if path.is_file() else path)
+        reading.expected_rows = sum(map(len, splits.values()))
         names = _split_names(splits, mapping, sources[0])
     else:
         raise CorpusError("Pass one dataset with --source, or two folders: one of recordings and one of pictures.")
@@ -100,10 +107,11 @@ def _open(source: str, config_name: str | None) -> tuple[DatasetDict, dict[str, 
             splits = {"train": saved} if isinstance(saved, Dataset) else saved
         else:
             splits = load_dataset(source, config_name)
-    except (ValueError, FileNotFoundError, OSError) as error:
-        if isinstance(error, CorpusError):
-            raise
-        raise CorpusError(f"{source} cannot be read: {str(error).splitlines()[0]}") from error
+    except CorpusError:
+        raise
+    except (ValueError, OSError, DatasetsError) as error:
+        reason = str(error.__cause__ or error).strip() or type(error).__name__
+        raise CorpusError(f"{source} cannot be read: {reason.splitlines()[0]}") from error
     root = path.parent if path.is_file() else path
     roots = {name: manifests[name].parent if name in manifests else root for name in splits}
     return DatasetDict({name: _undecoded(split) for name, split in splits.items()}), roots
@@ -126,8 +134,32 @@ def _folder_metadata(folder: Path) -> dict[str, Path]:
 def _manifest(path: Path) -> Dataset:
     if path.suffix.lower() not in _MANIFESTS:
         raise CorpusError(f"{path} is none of {', '.join(_MANIFESTS)}.")
-    options = {"sep": "\t"} if path.suffix.lower() == ".tsv" else {}
-    return load_dataset(_MANIFESTS[path.suffix.lower()], data_files=str(path), split="train", **options)
+    builder = _MANIFESTS[path.suffix.lower()]
+    options: dict[str, Any] = {}
+    if builder == "csv":  # every value as it is written: "007" is no number, "None" a name like others
+        separator = "\t" if path.suffix.lower() == ".tsv" else ","
+        header = _checked_header(path, separator)
+        options = {
+            "sep": separator,
+            "features": Features({name: Value("string") for name in header}),
+            "keep_default_na": False,
+            "encoding": "utf-8-sig",
+        }
+    return load_dataset(builder, data_files=str(path), split="train", **options)
+
+
+def _checked_header(path: Path, separator: str) -> list[str]:
+    """The names of the columns; pandas would shift or drop what a line has too much."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = csv.reader(file, delimiter=separator)
+        header = next(lines, [])
+        for line in lines:
+            if line and len(line) != len(header):
+                raise CorpusError(
+                    f"{path}, line {lines.line_num}: {len(line)} values for {len(header)} columns. Put values that "
+                    "hold a comma into quotes."
+                )
+    return header
 
 
 def _undecoded(split: Dataset) -> Dataset:
@@ -138,7 +170,7 @@ def _undecoded(split: Dataset) -> Dataset:
 
 
 def _mapping(columns: Mapping[str, str], splits: DatasetDict, source: str) -> dict[str, str]:
-    there = next(iter(splits.values())).column_names
+    there = list(dict.fromkeys(column for split in splits.values() for column in split.column_names))
     known = ("image", "audio", *_OPTIONAL)
     unknown = [name for name in columns if name not in known]
     if unknown:
@@ -163,7 +195,7 @@ def _split_names(splits: DatasetDict, mapping: Mapping[str, str], source: str) -
 
 
 def _distinct_values(splits: DatasetDict, column: str) -> set[Any]:
-    return {value for split in splits.values() for value in split.unique(column)}
+    return {value for split in splits.values() if column in split.column_names for value in split.unique(column)}
 
 
 def _split_name(value: Any, source: str) -> str:
@@ -179,19 +211,19 @@ def _split_name(value: Any, source: str) -> str:
 
 
 def _mapped(
-    splits: DatasetDict, mapping: Mapping[str, str], roots: Mapping[str, Path]
+    splits: DatasetDict, mapping: Mapping[str, str], roots: Mapping[str, Path], source: Path
 ) -> Iterator[tuple[str, SpokenCaption]]:
     for name, split in splits.items():
         root = roots[name]
         for place, row in enumerate(split):
-            values = {column: row[there] for column, there in mapping.items()}
+            values = {column: row.get(there) for column, there in mapping.items()}
             image, audio = _media(values["image"], root), _media(values["audio"], root)
             yield (
                 _split_name(values.get("split", name), str(root)),
                 SpokenCaption(
                     image=image,
                     audio=audio,
-                    image_id=_text(values.get("image_id")) or _identity(image, root),
+                    image_id=_text(values.get("image_id")) or _identity(image, source),
                     caption_id=_text(values.get("caption_id")) or f"{name}-{place}",
                     text=_text(values.get("text")),
                     speaker=_text(values.get("speaker")),
@@ -217,22 +249,27 @@ def _identity(image: Media, root: Path) -> str:
 
 
 def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
+    return None if value is None else str(value) or None
+
+
+def _media_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in suffixes and file.is_file())
 
 
 def _paired(recordings: Path, pictures: Path, findings: Findings) -> list[SpokenCaption]:
     """Recordings with the pictures of their names; either folder may be the one with the pictures."""
-    if not any(file.suffix.lower() in _PICTURES for file in pictures.rglob("*")):
+    if not _media_files(pictures, _PICTURES):
         recordings, pictures = pictures, recordings
-    by_name = {
-        file.relative_to(pictures).with_suffix("").as_posix(): file
-        for file in sorted(pictures.rglob("*"))
-        if file.suffix.lower() in _PICTURES
-    }
+    by_name: dict[str, Path] = {}
+    for file in _media_files(pictures, _PICTURES):
+        name = file.relative_to(pictures).with_suffix("").as_posix()
+        if name in by_name:
+            raise CorpusError(f"{by_name[name]} and {file} have one name: which is spoken about? Rename one of them.")
+        by_name[name] = file
     if not by_name:
         raise CorpusError(f"Neither {recordings} nor {pictures} holds pictures ({', '.join(sorted(_PICTURES))}).")
     rows, heard = [], set()
-    for file in sorted(path for path in recordings.rglob("*") if path.is_file() and not path.name.startswith(".")):
+    for file in _media_files(recordings, _RECORDINGS):
         name = file.relative_to(recordings).with_suffix("").as_posix()
         image_id = next((candidate for candidate in (name, name.rpartition("_")[0]) if candidate in by_name), None)
         if image_id is None:
@@ -250,7 +287,7 @@ def _paired(recordings: Path, pictures: Path, findings: Findings) -> list[Spoken
                 language=None,
             )
         )
-    for image_id in by_name.keys() - heard:
+    for image_id in sorted(by_name.keys() - heard):
         findings.add(UNHEARD, str(by_name[image_id]))
     return rows
 
@@ -259,12 +296,11 @@ def _completed(
     read: Callable[[], Iterable[tuple[str, SpokenCaption]]], missing: Sequence[str], language: str | None
 ) -> Iterator[tuple[str, SpokenCaption]]:
     """With the language where none is stated, and with training pictures drawn for the splits that are missing."""
+    training = {row["image_id"] for split, row in read() if split == "train"} if missing else set()
     drawn: dict[str, str] = {}
     for name in missing:
-        is_drawn = validation_drawn_from(
-            row["image_id"] for split, row in read() if split == "train" and row["image_id"] not in drawn
-        )
-        drawn |= {row["image_id"]: name for split, row in read() if split == "train" and is_drawn(row["image_id"])}
+        is_drawn = validation_drawn_from(training - drawn.keys())
+        drawn |= {image_id: name for image_id in training - drawn.keys() if is_drawn(image_id)}
     for split, row in read():
         yield (
             drawn.get(row["image_id"], split) if split == "train" else split,

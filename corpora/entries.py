@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import ijson
 
@@ -89,7 +91,7 @@ def stream_entries(path: Path, key: str) -> Iterator[Entry]:
     """
     place = 0
     try:
-        with path.open("rb") as file:
+        with _without_mark(path) as file:
             for place, values in enumerate(ijson.items(file, f"{key}.item", use_float=True), start=1):
                 yield _entry(values, f"{path}, entry {place} of {key!r}")
     except ijson.JSONError as error:
@@ -105,7 +107,7 @@ def top_level_text(path: Path, key: str) -> str | None:
         CorpusError: no valid JSON.
     """
     try:
-        with path.open("rb") as file:
+        with _without_mark(path) as file:
             value = next(ijson.items(file, key), None)
     except ijson.JSONError as error:
         raise CorpusError(f"{path}: no valid JSON: {_first_line(error)}.") from None
@@ -118,7 +120,7 @@ def json_lines(path: Path) -> Iterator[Entry]:
     Raises:
         CorpusError: a line that is no JSON object.
     """
-    with path.open("rb") as file:
+    with _without_mark(path) as file:
         for place, line in enumerate(file, start=1):
             if line.strip():
                 yield _parsed(line, f"{path}, line {place}")
@@ -130,7 +132,16 @@ def json_file(path: Path) -> Entry:
     Raises:
         CorpusError: no JSON object.
     """
-    return _parsed(path.read_bytes(), str(path))
+    return _parsed(path.read_bytes().removeprefix(codecs.BOM_UTF8), str(path))
+
+
+@contextmanager
+def _without_mark(path: Path) -> Iterator[BinaryIO]:
+    """The file behind its byte order mark, which editors on Windows write and JSON does not allow."""
+    with path.open("rb") as file:
+        if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+            file.seek(0)
+        yield file
 
 
 def _parsed(content: bytes, where: str) -> Entry:

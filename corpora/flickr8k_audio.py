@@ -2,9 +2,8 @@
 
 Recordings: a folder `wavs/` with `wav2capt.txt` and `wav2spk.txt`. Captions: `Flickr8k.token.txt` or
 `Flickr8k.lemma.token.txt`, Kaggle's `captions.txt`, or Karpathy's `dataset.json`. Pictures: `Images/` or
-`Flicker8k_Dataset/`, as the archive spells it. The splits are the official ones of 6,000 / 1,000 / 1,000 pictures:
-from `Flickr_8k.{train,dev,test}Images.txt` if they are there, else from Karpathy's file, which keeps them, else from
-the lists in `official_splits/`.
+`Flicker8k_Dataset/`, as the archive spells it. The splits are the official ones of 6,000 / 1,000 / 1,000 pictures,
+from the lists in `official_splits/`: the copies of `Flickr_8k.testImages.txt` that people have differ.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ import csv
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from .building import Reading
 from .findings import Findings
-from .locating import find_files, find_folder, nothing_found
+from .locating import find_files, find_folder, nothing_found, walk
 from .schema import CorpusError, Media, SpokenCaption
 
 OFFICIAL_PICTURES = {"train": 6000, "validation": 1000, "test": 1000}
@@ -28,18 +27,11 @@ SAMPLING_RATE = 16_000  # of all recordings
 
 NO_PICTURE = "caption of a picture that is not in the archive, left out"
 NO_RECORDING = "picture without a recording, left out"
-NO_SPLIT = "recording of a picture that no split lists, left out"
 NOT_NAMED = "file in wavs/ that wav2capt.txt does not name, left out"
 NO_TEXT = "recording without a written caption, kept"
-OTHER_SPLIT = "picture in another split than the official one"
 
 _TOKENS = ("Flickr8k.token.txt", "Flickr8k.lemma.token.txt")
 _KARPATHY = ("dataset_flickr8k.json", "dataset.json")
-_LISTS = {
-    "train": "Flickr_8k.trainImages.txt",
-    "validation": "Flickr_8k.devImages.txt",
-    "test": "Flickr_8k.testImages.txt",
-}
 _IMAGE_FOLDERS = ("Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images")
 _TOKEN_LINE = re.compile(r"(?P<image>.+)#(?P<number>\d+)\t(?P<text>.*)")
 _WAV_NAME = re.compile(r"(?P<image>.+)_(?P<number>\d+)\.wav")
@@ -63,27 +55,26 @@ def read_flickr8k_audio(sources: Sequence[Path]) -> Reading:
     Raises:
         CorpusError: no recordings or no pictures there, or a line that cannot be read.
     """
-    names = ["wav2capt.txt", "wav2spk.txt", "captions.txt", *_TOKENS, *_KARPATHY, *_LISTS.values()]
-    files = find_files(sources, names)
+    files = find_files(sources, ["wav2capt.txt", "wav2spk.txt", "captions.txt", *_TOKENS, *_KARPATHY])
     wavs = find_folder(sources, ["wavs"])
-    images = find_folder(sources, _IMAGE_FOLDERS)
+    images = _folder_of_pictures(sources)
     if wavs is None or images is None:
-        raise nothing_found("flickr8k_audio", sources, ["wavs/", " or ".join(f"{name}/" for name in _IMAGE_FOLDERS)])
+        raise nothing_found(
+            "flickr8k_audio", sources, ["wavs/", f"{' or '.join(f'{name}/' for name in _IMAGE_FOLDERS)} with *.jpg"]
+        )
     reading = Reading(rows=(), bare_sampling_rate=SAMPLING_RATE)
-    karpathy = _read_karpathy(next((files[name] for name in _KARPATHY if name in files), None))
-    captions, origin = _captions(files, karpathy, reading.findings)
-    split_of, split_origin = _splits(files, karpathy)
-    reading.notes += [f"Captions: {origin}.", f"Splits: {split_origin}."]
+    captions, origin = _captions(files, reading.findings)
+    reading.notes += [f"Captions: {origin}.", "Splits: the official lists that come with this package."]
     recordings = _recordings(files.get("wav2capt.txt"), wavs)
     reading.expected_rows = len(recordings)
     _note_leftovers(recordings, wavs, images, reading.findings)
     speakers = _speakers(files.get("wav2spk.txt"))
-    reading.rows = _rows(recordings, wavs, images, captions, speakers, split_of, reading)
+    reading.rows = _rows(recordings, wavs, images, captions, speakers, reading)
     return reading
 
 
 def official_split(image: str) -> str:
-    """The official split of a picture of the corpus, by file name with or without extension."""
+    """The official split of a picture of the corpus, by file name with or without extension; train for any other."""
     stem = image.removesuffix(".jpg")
     return next((split for split in ("validation", "test") if stem in _official(split)), "train")
 
@@ -123,46 +114,39 @@ def read_captions_csv(lines: Iterable[str], where: str) -> dict[str, list[str]]:
     return captions
 
 
-def _read_karpathy(path: Path | None) -> list[dict]:
-    if path is None:
-        return []
+def _folder_of_pictures(sources: Sequence[Path]) -> Path | None:
+    """The archive has a folder of the same name around it, which holds no pictures itself."""
+    named = (folder for folder in walk(sources) if folder.name in _IMAGE_FOLDERS)
+    return next((folder for folder in named if any(folder.glob("*.jpg"))), None)
+
+
+def _read_karpathy(path: Path) -> dict[str, list[str]]:
     try:
-        images = json.loads(path.read_text(encoding="utf-8"))["images"]
-        return [
-            {"image": image["filename"], "split": image["split"], "texts": [s["raw"] for s in image["sentences"]]}
-            for image in images
-        ]
+        images = json.loads("".join(_lines(path)))["images"]
+        return {image["filename"]: [sentence["raw"] for sentence in image["sentences"]] for image in images}
     except (ValueError, KeyError, TypeError) as error:
-        raise CorpusError(f"{path} does not list images with filename, split and sentences ({error}).") from error
+        if isinstance(error, CorpusError):
+            raise
+        raise CorpusError(f"{path} does not list images with filename and sentences ({error}).") from error
 
 
-def _captions(files: Mapping[str, Path], karpathy: list[dict], findings: Findings) -> tuple[Captions, str]:
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path} is not UTF-8: {error}. Convert it, for example with iconv.") from None
+
+
+def _captions(files: Mapping[str, Path], findings: Findings) -> tuple[Captions, str]:
     for name in _TOKENS:
         if name in files:
-            with files[name].open(encoding="utf-8") as lines:
-                return read_token_lines(lines, name, findings), name
+            return read_token_lines(_lines(files[name]), name, findings), name
     if "captions.txt" in files:
-        with files["captions.txt"].open(encoding="utf-8") as lines:
-            return read_captions_csv(lines, "captions.txt"), "captions.txt"
-    if karpathy:
-        return {image["image"]: image["texts"] for image in karpathy}, "Karpathy's dataset.json"
+        return read_captions_csv(_lines(files["captions.txt"]), "captions.txt"), "captions.txt"
+    for name in _KARPATHY:
+        if name in files:
+            return _read_karpathy(files[name]), f"Karpathy's {name}"
     return {}, f"none written ({', '.join([*_TOKENS, 'captions.txt'])} not found)"
-
-
-def _splits(files: Mapping[str, Path], karpathy: list[dict]) -> tuple[Callable[[str], str | None], str]:
-    if all(name in files for name in _LISTS.values()):
-        listed = {
-            line.strip(): split
-            for split, name in _LISTS.items()
-            for line in files[name].read_text(encoding="utf-8").splitlines()
-            if line.strip()
-        }
-        return listed.get, "Flickr_8k.{train,dev,test}Images.txt"
-    if karpathy:
-        named = {"train": "train", "val": "validation", "test": "test"}
-        listed = {image["image"]: named[image["split"]] for image in karpathy}
-        return listed.get, "Karpathy's dataset.json, which keeps the official ones"
-    return official_split, "the official lists that come with this package"
 
 
 def _recordings(wav2capt: Path | None, wavs: Path) -> list[_Recording]:
@@ -171,7 +155,7 @@ def _recordings(wav2capt: Path | None, wavs: Path) -> list[_Recording]:
         matches = filter(None, map(_WAV_NAME.fullmatch, sorted(_names(wavs))))
         return [_Recording(match.string, f"{match['image']}.jpg", int(match["number"])) for match in matches]
     recordings = []
-    for place, line in enumerate(wav2capt.read_text(encoding="utf-8").splitlines(), start=1):
+    for place, line in enumerate(_lines(wav2capt), start=1):
         if not line.strip():
             continue
         fields = line.split()
@@ -182,10 +166,13 @@ def _recordings(wav2capt: Path | None, wavs: Path) -> list[_Recording]:
 
 
 def _speakers(wav2spk: Path | None) -> dict[str, str]:
-    if wav2spk is None:
-        return {}
-    lines = wav2spk.read_text(encoding="utf-8").splitlines()
-    return dict(line.split(maxsplit=1) for line in lines if line.strip())
+    speakers = {}
+    for place, line in enumerate(_lines(wav2spk) if wav2spk else (), start=1):
+        fields = line.split()
+        if fields and len(fields) != 2:
+            raise CorpusError(f"{wav2spk}, line {place}: not `NAME.wav SPEAKER` but {line!r}.")
+        speakers |= dict([fields]) if fields else {}
+    return speakers
 
 
 def _note_leftovers(recordings: Sequence[_Recording], wavs: Path, images: Path, findings: Findings) -> None:
@@ -201,18 +188,11 @@ def _rows(
     images: Path,
     captions: Captions,
     speakers: Mapping[str, str],
-    split_of: Callable[[str], str | None],
     reading: Reading,
 ) -> Iterator[tuple[str, SpokenCaption]]:
     pictures: dict[str, str] = {}
     for wav, image, number in recordings:
-        split = split_of(image)
-        if split is None:
-            reading.findings.add(NO_SPLIT, wav)
-            continue
-        if image not in pictures and split != official_split(image):
-            reading.findings.add(OTHER_SPLIT, f"{image}: {split}, officially {official_split(image)}")
-        pictures[image] = split
+        split = pictures[image] = official_split(image)
         own = captions.get(image, ())
         text = own[number] if number < len(own) and own[number] else None
         if text is None:

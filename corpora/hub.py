@@ -36,8 +36,8 @@ _Rows = TypeVar("_Rows", Dataset, IterableDataset)
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name is like `org/name` and no folder here is called so."""
-    return _HUB_ID.fullmatch(name) is not None and not Path(name).exists()
+    """Whether a name is like `org/name`, and neither it nor `org` is a folder here."""
+    return _HUB_ID.fullmatch(name) is not None and not Path(name).parent.exists()
 
 
 def load_hub_corpus(repo_id: str, revision: str | None = None, *, without_train: bool = False) -> DatasetDict:

@@ -26,6 +26,7 @@ HIDDEN_SAMPLES = "recording with more samples than its header states"
 
 # A chunk behind the samples: tags, cue points, the encoder's name.
 _CHUNK_NAME = re.compile(rb"[A-Za-z0-9_ ]{4}")
+_TAGS = (b"ID3", b"TAG", b"LIST")  # some programs write these without their proper length
 _BYTES_A_SAMPLE = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1}
 _BLOCK = 1 << 16  # frames decoded at a time
 _FULL_SCALE = 0.999
@@ -122,9 +123,16 @@ def audio_problem(media: Media) -> str | None:
 
 
 def wav_from_bare_samples(media: Media, sampling_rate: int) -> bytes | None:
-    """A WAV file of the 16-bit mono samples behind a broken WAV header; None where no header can be made out."""
+    """A WAV file of the 16-bit mono samples behind a broken WAV header; None where no header can be made out, or one
+    that says that the samples are others."""
     content = encoded(media)
-    start = _samples_start(io.BytesIO(content))
+    stream = io.BytesIO(content)
+    start = _samples_start(stream)
+    form = content[content.find(b"fmt ") + 8 :][:16] if b"fmt " in content[:4096] else None
+    if form is not None:
+        coding, channels, rate = (int.from_bytes(form[a:b], "little") for a, b in ((0, 2), (2, 4), (4, 8)))
+        if (coding, channels, rate, int.from_bytes(form[14:16], "little")) != (1, 1, sampling_rate, 16):
+            return None
     if start is None:
         start = 44 if content.startswith(b"RIFF") else None
     if start is None or len(content) - start < 2:
@@ -224,10 +232,11 @@ def _hidden_bytes(media: Media, stated: int) -> int:
         end = start + stated + stated % 2
         file.seek(end)
         name, length = file.read(4), int.from_bytes(file.read(4), "little")
+        file.seek(end)
+        padding = not file.read().strip(b"\0")
     rest = size - end
-    if rest < 8 or (_CHUNK_NAME.fullmatch(name) and length <= rest):
-        return 0
-    return rest
+    tagged = name.startswith(_TAGS) or (_CHUNK_NAME.fullmatch(name) and length <= rest)
+    return 0 if rest < 8 or tagged or padding else rest
 
 
 def _ends_within_ogg_page(media: Media) -> bool:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import connection
 from typing import Any, TypeVar
 
 from .schema import CorpusError
@@ -37,7 +40,7 @@ def in_order(
     # Forking a process that has threads, of torch or of the progress bar, can hang it.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([preload])
-    pool = ProcessPoolExecutor(num_proc, mp_context=context)
+    pool = ProcessPoolExecutor(num_proc, mp_context=context, initializer=_end_with_parent)
     try:
         yield _results(pool, function, tasks, ahead=2 * num_proc)
     except BrokenProcessPool:
@@ -47,6 +50,16 @@ def in_order(
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed tells nobody, and its workers would wait for ever."""
+
+    def watch() -> None:
+        connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _results(

@@ -56,18 +56,18 @@ def write_part(
         known: kinds of unusable recordings that are left out as known.
         bare_rate: the rate of the 16-bit mono samples behind broken WAV headers; None rebuilds none.
     """
-    key = json.dumps([_FORMAT, embed, sorted(known), bare_rate, split, rows], default=_digest_of_bytes)
+    rows = [{**row, "image": _absolute(row["image"]), "audio": _absolute(row["audio"])} for row in rows]
+    states = [_state(row[column]) for row in rows for column in ("image", "audio")]
+    key = json.dumps([_FORMAT, embed, sorted(known), bare_rate, split, rows, states], default=_digest_of_bytes)
     stem = folder / f"{split}-{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}"
     file, sidecar = stem.with_suffix(".arrow"), stem.with_suffix(".json")
     if file.is_file() and sidecar.is_file():
-        part = _read_part(file, sidecar)
-        if not part.unusable.counts:  # files that were broken may have been mended since
-            return part
+        return _read_part(file, sidecar)
     pictures: dict[str, UnusableMedia | None] = {}
     part = Part(file, 0, Findings(), Findings(), Findings())
-    with _arrow_file(file) as write:
+    draft = stem.with_suffix(".draft")
+    with _arrow_file(draft) as write:
         for row in rows:
-            row = {**row, "image": _absolute(row["image"]), "audio": _absolute(row["audio"])}
             problem = _picture_problem(row["image"], pictures)
             if problem is not None:
                 part.unusable.add(problem.kind, f"{row['caption_id']}: {problem}")
@@ -80,6 +80,7 @@ def write_part(
                 continue
             write(_embedded(row) if embed else row)
             part = part._replace(rows=part.rows + 1)
+    draft.replace(file)
     findings = {name: getattr(part, name).to_dict() for name in _FINDINGS}
     # Written last: a part without it is not complete.
     _write_atomically(sidecar, json.dumps({"rows": part.rows, **findings}))
@@ -128,6 +129,17 @@ def _absolute(media: Media) -> Media:
     if media["bytes"] is not None or media["path"] is None:
         return media
     return Media(bytes=None, path=str(Path(media["path"]).absolute()))
+
+
+def _state(media: Media) -> tuple[int, int] | None:
+    """Size and time of a file, which tell whether what was found of it still holds."""
+    if media["bytes"] is not None or media["path"] is None:
+        return None
+    try:
+        status = Path(media["path"]).stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def _embedded(row: SpokenCaption) -> SpokenCaption:

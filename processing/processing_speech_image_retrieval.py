@@ -14,8 +14,9 @@ from transformers import BatchFeature, ProcessorMixin
 from .media import MediaError, load_image, load_speech
 from .pretrained import load_config, load_feature_extractor, load_image_processor, seconds_of_positions
 
-# Ten minutes at the default max_seconds: a longer recording is no caption of a picture, but would fill the memory.
-MAX_CHUNKS = 32  # Flickr8k Audio has a recording of 323.5 s: 22 chunks of 15 s
+# A longer recording is no caption of a picture, but would fill the memory. Flickr8k Audio has one of 323.5 s, which is
+# 41 chunks of 8 s.
+MAX_CHUNKS = 64
 
 
 class SpeechImageRetrievalProcessor(ProcessorMixin):
@@ -24,7 +25,7 @@ class SpeechImageRetrievalProcessor(ProcessorMixin):
     A clip of more than `max_seconds` is split into the fewest consecutive chunks that are not longer, of nearly equal
     length. Rows of the speech tensors are then chunks, and `chunk_clips` says which clip each belongs to; the model
     hears the chunks one by one and joins their frames again. A clip is normalised as a whole, also where it is split:
-    the chunks of a clip are parts of the features that the whole has. More than 32 chunks are refused.
+    the chunks of a clip are parts of the features that the whole has. More than 64 chunks are refused.
 
     Args:
         feature_extractor: the speech backbone's: `Wav2Vec2FeatureExtractor` (HuBERT, wav2vec 2.0, WavLM, data2vec),

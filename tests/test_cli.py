@@ -282,8 +282,8 @@ def test_evaluate_refuses(options: list[str], message: str, model: Path, corpus:
 
 
 def test_evaluate_refuses_clips_that_the_processor_would_not_hear(model: Path, tmp_path: Path):
-    long = make_corpus(tmp_path / "long", pictures=1, seconds=64.5)
-    assert "lasts 64.5 s; the limit is 64 s" in refused("evaluate", model, "--corpus", long)
+    long = make_corpus(tmp_path / "long", pictures=1, seconds=128.5)
+    assert "lasts 128.5 s; the limit is 128 s" in refused("evaluate", model, "--corpus", long)
 
 
 def test_a_folder_without_a_model_and_another_model_are_refused(corpus: Path, tmp_path: Path):

@@ -195,7 +195,7 @@ class Trainer:
     def _steps(self) -> Iterator[list[Any]]:
         """Micro-batches of every remaining optimizer step of the epoch."""
         self.examples.start_epoch(self.epoch)
-        done = self.batches_per_epoch * self._step_batch - len(self.order)
+        done = min(self.batches_per_epoch * self._step_batch, len(self.examples)) - len(self.order)
         parts = [
             [micro.tolist() for micro in rows.split(math.ceil(len(rows) / self.arguments.gradient_accumulation_steps))]
             for rows in self.order.split(self._step_batch)

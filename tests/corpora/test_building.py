@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import soundfile
 from datasets import load_from_disk
@@ -214,6 +216,83 @@ def test_a_build_goes_on_where_another_was_killed(media: Path, tmp_path: Path, m
     corpus = build(media, tmp_path / "corpus").corpus
     assert [row["caption_id"] for row in checked] == [f"caption {number}" for number in range(7, 12)]
     assert sum(map(len, corpus.values())) == 12
+
+
+def test_a_build_that_was_killed_while_it_put_the_corpus_in_place_is_done_again(
+    media: Path, tmp_path: Path, monkeypatch
+):
+    build(media, tmp_path / "corpus")
+    rename = Path.rename
+
+    def killed(path: Path, target: Path):
+        if path.name == "new":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build(media, tmp_path / "corpus")
+    checked = []
+    original = parts._checked_recording
+    monkeypatch.setattr(parts, "_checked_recording", lambda row, *rest: checked.append(row) or original(row, *rest))
+    assert sum(map(len, build(media, tmp_path / "corpus").corpus.values())) == 12
+    assert not checked
+
+
+def test_a_file_that_changed_since_is_looked_at_again(media: Path, tmp_path: Path):
+    folder = tmp_path / "corpus.building"
+    folder.mkdir()
+    for samples in (100, 4000):
+        soundfile.write(media / "0.wav", np.zeros(samples), RATE)
+        rows = [row for split, row in captions(media) if split == "train"]
+        part = parts.write_part(folder, True, frozenset(), None, "train", rows)
+        assert part.rows == 4
+    assert len(list(folder.glob("*.arrow"))) == 2
+
+
+def test_too_many_known_defects_are_none(media: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(building, "_KNOWN_AT_MOST", 1)
+    for number in (3, 6):
+        (media / f"{number}.wav").write_bytes(b"")
+    with pytest.raises(CorpusError, match="2 of 12 captions"):
+        build(media, tmp_path / "corpus", Reading(captions(media), known_defects=frozenset([EMPTY])))
+
+
+def test_no_process_outlives_a_build_that_is_killed(media: Path, tmp_path: Path):
+    script = textwrap.dedent(f"""
+        import os, sys, time
+        from pathlib import Path
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import psutil
+        from speech_image_retrieval.corpora import building, parallel
+        def main():
+            tasks = [(seconds,) for seconds in [0.0] * 4 + [60.0] * 4]
+            with parallel.in_order(time.sleep, tasks, 2, preload="time") as results:
+                next(results)
+                children = psutil.Process().children(recursive=True)
+                print(*(child.pid for child in children), flush=True)
+                os.kill(os.getpid(), 9)
+        if __name__ == "__main__":
+            main()
+    """)
+    (tmp_path / "killed.py").write_text(script)
+    killed = subprocess.run([sys.executable, str(tmp_path / "killed.py")], stdout=subprocess.PIPE, text=True)
+    children = [int(pid) for pid in killed.stdout.split()]
+    assert len(children) >= 2
+    for _ in range(300):
+        alive = [pid for pid in children if _runs(pid)]
+        if not alive:
+            break
+        time.sleep(0.1)
+    assert not alive
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_files_that_were_broken_are_looked_at_again(media: Path, tmp_path: Path):

@@ -75,6 +75,36 @@ def test_a_manifest_with_a_split_column(media: Path, tmp_path: Path, suffix: str
     }
 
 
+def test_names_that_look_like_numbers_stay_as_they_are(media: Path, tmp_path: Path):
+    rows = [
+        row | {"who": "None" if number else "007", "fold": ["train", "dev", "test"][number % 3], "key": f"0{number}"}
+        for number, row in enumerate(table())
+    ]
+    mapping = MAPPING | {"split": "fold", "caption_id": "key"}
+    corpus = build(tmp_path / "corpus", write(media / "manifest.csv", rows), columns=mapping).corpus
+    assert corpus["train"]["caption_id"][:3] == ["00", "03", "06"]
+    assert corpus["train"]["speaker"][:2] == ["007", "None"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"photo,recording\na,b,c,d\ne,f,g\n", "photo,recording\ncaf\xe9,b\n".encode("latin-1"), b""]
+)
+def test_a_malformed_manifest_is_an_error_of_a_line(media: Path, content: bytes):
+    (media / "manifest.csv").write_bytes(content)
+    with pytest.raises(CorpusError) as raised:
+        read_columns([str(media / "manifest.csv")], {"image": "photo", "audio": "recording"})
+    assert "manifest.csv" in str(raised.value) and len(str(raised.value).splitlines()) == 1
+
+
+def test_files_that_are_no_recordings_and_pictures_of_one_name(media: Path):
+    (media / "speech" / "0_0.txt").write_text("notes")
+    reading = read_columns([str(media / "speech"), str(media / "photos")])
+    assert reading.expected_rows == 20
+    Picture.new("RGB", (9, 9)).save(media / "photos" / "0.jpg")
+    with pytest.raises(CorpusError, match=r"0\.jpg and .*0\.png have one name"):
+        read_columns([str(media / "speech"), str(media / "photos")])
+
+
 def test_missing_splits_are_drawn_by_picture_and_stay_the_same(media: Path, tmp_path: Path):
     rows = table()
     built = build(tmp_path / "one", write(media / "a.csv", rows), columns=MAPPING)

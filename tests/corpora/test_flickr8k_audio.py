@@ -12,10 +12,8 @@ from speech_image_retrieval.corpora.building import Built, build_from_files
 from speech_image_retrieval.corpora.flickr8k_audio import (
     NO_PICTURE,
     NO_RECORDING,
-    NO_SPLIT,
     NO_TEXT,
     NOT_NAMED,
-    OTHER_SPLIT,
     official_split,
     read_captions_csv,
     read_flickr8k_audio,
@@ -92,14 +90,47 @@ def test_without_wav2capt_the_names_of_the_recordings_tell(tmp_path: Path):
     assert corpus["test"][2]["text"] == trees.caption("3385593926_d3e9c21170", 2)
 
 
-def test_lists_that_leave_the_official_splits_are_reported(tmp_path: Path):
+def test_other_lists_change_nothing(tmp_path: Path):
     sources = trees.original(tmp_path / "source")
     swapped = {"test": "1001773457_577c3a7d70.jpg", "train": "3385593926_d3e9c21170.jpg"}
     for split, name in swapped.items():
         (tmp_path / "source" / f"Flickr_8k.{split}Images.txt").write_text(f"{name}\n")
-    report = build(sources, tmp_path / "corpus").report
-    assert report["read"][NO_SPLIT]["count"] == 5
-    assert report["read"][OTHER_SPLIT]["count"] == 2
+    corpus = build(sources, tmp_path / "corpus").corpus
+    assert {split: set(rows["image_id"]) for split, rows in corpus.items()} == {
+        split: {stem for stem, own in trees.PICTURES.items() if own == split} for split in corpus
+    }
+
+
+def test_the_archives_folder_around_the_folder_of_pictures(tmp_path: Path):
+    sources = trees.original(tmp_path / "source", images="Flickr8k_Dataset/Flicker8k_Dataset")
+    assert sum(map(len, build(sources, tmp_path / "corpus").corpus.values())) == 20
+
+
+@pytest.mark.parametrize("name", ["Flickr8k.token.txt", "flickr_audio/wav2capt.txt", "flickr_audio/wav2spk.txt"])
+def test_a_byte_order_mark_costs_nothing(name: str, tmp_path: Path):
+    sources = trees.original(tmp_path / "source")
+    file = tmp_path / "source" / name
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    corpus, report = build(sources, tmp_path / "corpus")
+    assert sum(map(len, corpus.values())) == 20 and NO_TEXT not in report["read"]
+    assert all(row["speaker"] for rows in corpus.values() for row in rows)
+
+
+@pytest.mark.parametrize("name", ["Flickr8k.token.txt", "flickr_audio/wav2spk.txt"])
+def test_a_file_in_another_encoding_is_named(name: str, tmp_path: Path):
+    sources = trees.original(tmp_path / "source")
+    (tmp_path / "source" / name).write_bytes("caf\xe9".encode("latin-1"))
+    with pytest.raises(CorpusError, match=rf"{Path(name).name} is not UTF-8"):
+        build(sources, tmp_path / "corpus")
+
+
+def test_what_is_no_16_bit_mono_recording_is_not_rebuilt(tmp_path: Path):
+    sources = trees.original(tmp_path / "source")
+    file = tmp_path / "source" / "flickr_audio" / "wavs" / trees.SILENCED
+    soundfile.write(file, np.zeros(8000), 8000, subtype="FLOAT")
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(CorpusError, match=f"(?s)1 of 20 captions.*{trees.SILENCED}"):
+        build(sources, tmp_path / "corpus")
 
 
 def test_official_lists_have_a_thousand_pictures_each():
