@@ -1,6 +1,6 @@
 """The `sir` command."""
 
-from . import build, corpus, evaluate, search
+from . import build, corpus, evaluate, index, search
 from .app import app
 
-__all__ = ["app", "build", "corpus", "evaluate", "search"]
+__all__ = ["app", "build", "corpus", "evaluate", "index", "search"]

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from .app import BatchSizeOption, ModelArgument, RerankOption, ScoreRuleOption, app, load_model
+from ..retrieval.sources import SUFFIXES
+from .app import BatchSizeOption, RerankOption, ScoreRuleOption, app, load_model
 from .corpus import load_split
+from .search_index import search_index
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -18,19 +20,19 @@ if TYPE_CHECKING:
     from ..retrieval.search import SearchResult
 
 
-PICTURE_SUFFIXES = {".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+PICTURE_SUFFIXES = SUFFIXES["image"]
+
+
+_SEARCHED = "An index; or a model (a folder or a Hub id), then a folder of pictures or a corpus: its test split."
 
 
 @app.command()
 def search(
-    model: ModelArgument,
-    images: Annotated[
-        Path,
-        typer.Argument(metavar="IMAGES", help="A folder of pictures, or a corpus: the pictures of its test split."),
+    model: Annotated[str, typer.Argument(metavar="INDEX | MODEL IMAGES", help=_SEARCHED)],
+    images_and_queries: Annotated[
+        list[Path],
+        typer.Argument(metavar="QUERY...", help="Recordings; pictures, where an index holds recordings."),
     ],
-    recordings: Annotated[
-        list[Path] | None, typer.Argument(metavar="[QUERY.wav]...", help="Spoken queries.", show_default=False)
-    ] = None,
     caption: Annotated[
         list[str] | None,
         typer.Option(help="Query with this caption_id of the corpus' test split, or `random`; may be repeated."),
@@ -40,12 +42,44 @@ def search(
     rerank_top_k: RerankOption = 32,
     score_rule: ScoreRuleOption = "sim",
     batch_size: BatchSizeOption = 64,
+    where: Annotated[
+        str | None, typer.Option(help="Only rows of an index that this SQL filter selects, like \"language = 'en'\".")
+    ] = None,
+    model_of_index: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="Where the model of an index is now.")
+    ] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Also write the results of an index here.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Also draw the results to this picture.")] = None,
 ) -> None:
-    """Say what you want to see: rank pictures by how well they match spoken queries."""
+    """Say what you want to see: rank pictures by how well they match spoken queries.
+
+    Search an index (sir index) by recordings, or by pictures if it holds recordings: sir search INDEX QUERY.wav
+    Or search a folder or a corpus once, without one: sir search MODEL IMAGES QUERY.wav
+    """
+    if _is_index(model):
+        if caption:
+            raise ValueError("--caption needs MODEL and a corpus. Search an index by recordings or pictures.")
+        search_index(
+            model,
+            images_and_queries,
+            model=model_of_index,
+            top_k=top_k,
+            rerank_top_k=rerank_top_k,
+            score_rule=score_rule,
+            where=where,
+            json_out=json_out,
+            sheet=sheet,
+        )
+        return
+    for option, given in {"--where": where, "--model": model_of_index, "--json": json_out}.items():
+        if given:
+            raise ValueError(
+                f"{option} is for an index, and {model} is none. Build one: sir index MODEL SOURCE --out DIR"
+            )
+    images, *recordings = images_and_queries
     rows = load_split(str(images), "test") if (images / "dataset_dict.json").is_file() else None
     gallery = _folder_gallery(images) if rows is None else _corpus_gallery(rows)
-    queries = [_recording_query(path) for path in recordings or ()]
+    queries = [_recording_query(path) for path in recordings]
     if caption:
         if rows is None:
             raise ValueError(
@@ -76,6 +110,10 @@ def search(
     if sheet:
         _draw_sheet(queries, found, gallery, top_k, processor.sampling_rate, sheet)
         typer.echo(f"Drawn to {sheet}")
+
+
+def _is_index(name: str) -> bool:
+    return "://" in name or Path(name, "items.lance").is_dir()
 
 
 class _Gallery(NamedTuple):

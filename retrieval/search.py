@@ -59,7 +59,7 @@ def search_images(
     Raises:
         ValueError: no query or no picture, one that cannot be read, a score that is NaN, or an option out of range.
     """
-    _check_options(top_k, rerank_top_k, score_rule)
+    check_options(top_k, rerank_top_k, score_rule)
     options = {"batch_size": batch_size, "keep_states": rerank_top_k > 0, "progress": progress}
     speech = encode_speech(model, processor, queries, names=query_names, **options)
     gallery = encode_images(model, processor, images, names=image_names, **options)
@@ -83,7 +83,7 @@ def search_encoded(
             order, and so do pictures with equal matching scores. 0 ranks by similarity alone and needs no states.
         score_rule: what re-orders them, see :func:`..evaluation.reranking.rerank`.
     """
-    _check_options(top_k, rerank_top_k, score_rule)
+    check_options(top_k, rerank_top_k, score_rule)
     coarse = speech.embeddings @ images.embeddings.T
     refuse_nan(coarse, "coarse score", ("query", "image"))
     order = coarse.argsort(dim=1, descending=True, stable=True)
@@ -118,7 +118,7 @@ def _result(place: int, order: Tensor, coarse: Tensor, matching: Tensor) -> Sear
     )
 
 
-def _check_options(top_k: int, rerank_top_k: int, score_rule: str) -> None:
+def check_options(top_k: int, rerank_top_k: int, score_rule: str) -> None:
     check_score_rule(score_rule)
     if top_k < 1:
         raise ValueError(f"top_k must be 1 or more, not {top_k}")

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..evaluation.digest import weights_digest
 from .arguments import ArgumentError
-from .digest import weights_digest
 
 _NAME = "checkpoint-"
 

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 from transformers import BatchFeature
 
 from ..corpora.schema import CorpusError
+from ..evaluation.digest import weights_digest
 from ..evaluation.embedding import encoded_size, inference, inputs_for, read_batch
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
 from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
 from .arguments import ArgumentError
-from .digest import weights_digest
 from .feature_cache import FeatureCache, filled_cache, missing_rows
 from .momentum import is_frozen
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from speech_image_retrieval.evaluation.digest import weights_digest
 from speech_image_retrieval.training import checkpoint as checkpoint_module
 from speech_image_retrieval.training.arguments import ArgumentError
 from speech_image_retrieval.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from speech_image_retrieval.training.digest import weights_digest
 from speech_image_retrieval.training.optimizers import build_optimizers
 from speech_image_retrieval.training.setup import build_model, build_objective
 from torch import nn

@@ -1,0 +1,84 @@
+"""`sir index`: embed a gallery once, so that it can be searched at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .app import BatchSizeOption, ModelArgument, app, load_model
+from .corpus import load_split
+from .search_index import require_lancedb
+
+if TYPE_CHECKING:
+    from ..retrieval.sources import Modality, Source
+    from ..retrieval.update import UpdateReport
+
+_UNREADABLE_SHOWN = 20
+
+
+@app.command()
+def index(
+    model: ModelArgument,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A folder tree of pictures or recordings, a corpus, or a corpus' Hub id."
+        ),
+    ],
+    out: Annotated[
+        str,
+        typer.Option(help="Folder of the index, or an address that LanceDB opens (s3://..., db://...)."),
+    ],
+    split: Annotated[str, typer.Option(help="Which split of a corpus.")] = "test",
+    modality: Annotated[
+        str, typer.Option(help="image: pictures, found by speech; speech: recordings, found by pictures.")
+    ] = "image",
+    states: Annotated[
+        bool, typer.Option(help="Store token states, so that re-ranking need not read the files again.")
+    ] = True,
+    ann: Annotated[bool, typer.Option(help="Then build an approximate index, for large galleries.")] = False,
+    batch_size: BatchSizeOption = 64,
+    num_workers: Annotated[int, typer.Option(min=1, help="Threads that decode files.")] = 2,
+) -> None:
+    """Build an index of pictures or recordings, or bring it up to date with its source.
+
+    Only new and changed files are encoded. Stop it whenever you like: the next run goes on where it was.
+    """
+    if modality not in ("image", "speech"):
+        raise ValueError(f"--modality must be image or speech, not {modality!r}.")
+    require_lancedb()
+    items = _source(source, split, modality)
+    from ..retrieval.index import SpeechImageIndex
+
+    loaded, processor = load_model(model)
+    built = SpeechImageIndex.create(out, loaded, processor, modality, keep_states=states)
+    report = built.update_from(items, batch_size=batch_size, num_workers=num_workers, progress=True)
+    _print_report(report, out, len(built))
+    if ann:
+        built.build_ann()
+
+
+def _source(source: str, split: str, modality: Modality) -> Source:
+    from ..retrieval.sources import CorpusSource, FolderSource
+
+    folder = Path(source)
+    if folder.is_dir() and not (folder / "dataset_dict.json").is_file():
+        return FolderSource(folder, modality)
+    rows = load_split(source, split)
+    place = str(folder.resolve()) if folder.is_dir() else source
+    return CorpusSource(rows, f"{place}#{split}", modality)
+
+
+def _print_report(report: UpdateReport, out: str, rows: int) -> None:
+    for item_id, reason in report.unreadable[:_UNREADABLE_SHOWN]:
+        typer.secho(f"Not indexed: {item_id}: {reason}", fg=typer.colors.YELLOW, err=True)
+    if len(report.unreadable) > _UNREADABLE_SHOWN:
+        typer.secho(f"... and {len(report.unreadable) - _UNREADABLE_SHOWN} more", fg=typer.colors.YELLOW, err=True)
+    encoded = report.added + report.changed
+    typer.echo(
+        f"{out}: {rows} rows ({report.added} added, {report.changed} changed, {report.unchanged} unchanged, "
+        f"{report.deleted} deleted, {len(report.unreadable)} unreadable) in {report.seconds:.1f} s, "
+        f"{encoded / max(report.seconds, 1e-9):.1f} a second"
+    )

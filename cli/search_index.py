@@ -1,0 +1,109 @@
+"""`sir search INDEX`: search an index that `sir index` built."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from .app import load_model, write_json
+
+if TYPE_CHECKING:
+    from ..retrieval.index_search import Found
+
+
+def require_lancedb() -> None:
+    if find_spec("lancedb") is None:
+        raise ValueError("An index needs LanceDB. Install it: pip install 'speech-image-retrieval[index]'")
+
+
+def search_index(
+    uri: str,
+    queries: Sequence[Path],
+    *,
+    model: str | None,
+    top_k: int,
+    rerank_top_k: int,
+    score_rule: str,
+    where: str | None,
+    json_out: Path | None,
+    sheet: Path | None,
+) -> None:
+    require_lancedb()
+    from ..retrieval.index import SpeechImageIndex
+    from ..retrieval.sources import PLURAL, SUFFIXES
+
+    info = SpeechImageIndex.open(uri).info
+    asked = "speech" if info.modality == "image" else "image"
+    if not queries:
+        raise ValueError(f"There is nothing to search for: give {PLURAL[asked]}.")
+    for path in queries:
+        if not path.is_file():
+            raise ValueError(f"There is no file {path}.")
+        if path.suffix.lower() in SUFFIXES[info.modality]:
+            raise ValueError(
+                f"{path} is one of {PLURAL[info.modality]}, and so is what {uri} holds. Search it by {PLURAL[asked]}."
+            )
+    if sheet and info.modality == "speech":
+        raise ValueError("--sheet draws pictures that speech found; this index holds recordings.")
+    loaded, processor = load_model(model or info.model_name)
+    found = SpeechImageIndex.open(uri, loaded, processor).search(
+        queries, top_k, rerank_top_k, score_rule, where, query_names=[str(path) for path in queries]
+    )
+    for path, results in zip(queries, found, strict=True):
+        _print_results(path, results)
+    if json_out:
+        write_json({"index": uri, "queries": [_as_json(*pair) for pair in zip(queries, found, strict=True)]}, json_out)
+    if sheet:
+        _draw_sheet(queries, found, processor.sampling_rate, sheet)
+        typer.echo(f"Drawn to {sheet}")
+
+
+def _print_results(query: Path, results: Sequence[Found]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(query.name), title_justify="left")
+    for column in ("rank", "match", "similarity", "coarse rank"):
+        table.add_column(column, justify="right")
+    for column in ("name", "text"):
+        table.add_column(column, overflow="fold")
+    for rank, result in enumerate(results, start=1):
+        match = "" if result.matching_score is None else f"{result.matching_score:+.2f}"
+        similarity, text = f"{result.coarse_score:.3f}", escape(result.text or "")
+        table.add_row(str(rank), match, similarity, str(result.coarse_rank), escape(result.name), text)
+    Console().print(table)
+
+
+def _as_json(query: Path, results: Sequence[Found]) -> dict[str, object]:
+    rows = [{name: value for name, value in asdict(result).items() if name != "thumbnail"} for result in results]
+    return {"query": str(query), "results": rows}
+
+
+def _draw_sheet(queries: Sequence[Path], found: Sequence[Sequence[Found]], sampling_rate: int, out: Path) -> None:
+    from PIL import Image
+
+    from ..processing.media import load_speech
+    from ..retrieval.contact_sheet import SheetQuery, SheetResult, draw_contact_sheet
+
+    def row(query: Path, results: Sequence[Found]) -> SheetQuery:
+        shown = [
+            SheetResult(
+                Image.open(io.BytesIO(result.thumbnail)),
+                result.text or result.name,
+                result.coarse_score,
+                result.coarse_rank,
+                result.matching_score,
+            )
+            for result in results
+        ]
+        return SheetQuery(query.name, load_speech(query, None, sampling_rate), sampling_rate, shown)
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draw_contact_sheet([row(*pair) for pair in zip(queries, found, strict=True)]).save(out)

@@ -1,0 +1,214 @@
+"""A persistent index: pictures to be found by speech, or recordings to be found by pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import pyarrow as pa
+from torch import Tensor, nn
+
+from ..evaluation.reranking import ScoreRule
+from .ann import ann_config
+from .index_search import Found, check_filter, encode_queries, search_table
+from .index_table import IndexInfo, IndexProblem, create_table, damage_explained, open_table, read_info
+from .model_identity import model_identity, model_name
+from .search import check_options
+from .sources import PLURAL, Item, Modality, Source
+from .update import Update, UpdateReport
+
+_QUERIES_AT_A_TIME = 16  # bounds the token states in memory: 16 x 32 candidates of BLIP-2 are 0.2 GB
+
+
+class SpeechImageIndex:
+    """Embeddings, thumbnails and token states of a gallery in a LanceDB table, searched coarse-to-fine.
+
+    Build one with :meth:`create` or :meth:`open`. Updates are incremental, and every write is whole or not there: an
+    update that was killed is finished by the next one. Several processes may write at once.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        table: lancedb.table.Table,
+        model: nn.Module | None = None,
+        processor: Callable[..., Mapping[str, Tensor]] | None = None,
+    ):
+        self.uri, self.info = uri, read_info(uri, table)
+        self._table, self._model, self._processor = table, model, processor
+        if model is not None:
+            self._refuse_other_model(model, processor)
+
+    @classmethod
+    def create(
+        cls,
+        uri: str | Path,
+        model: nn.Module,
+        processor: Callable[..., Mapping[str, Tensor]],
+        modality: Modality = "image",
+        keep_states: bool = True,
+    ) -> SpeechImageIndex:
+        """An empty index, or the one that is there if it is of the same model and kind.
+
+        Args:
+            uri: a folder, or any address that LanceDB opens, like `s3://bucket/folder` or `db://name`.
+            modality: of the gallery: "image" to be searched by speech, "speech" to be searched by pictures.
+            keep_states: store token states in float16, so that re-ranking reads them instead of the files. A picture
+                takes tokens x width x 2 bytes.
+
+        Raises:
+            IndexProblem: the folder holds something else, or an index of another model or kind.
+        """
+        info = IndexInfo(
+            modality=modality,
+            projection_dim=model.config.projection_dim,
+            width=model.config.multimodal_config.hidden_size,
+            model_name=model_name(model),
+            model_digest=model_identity(model, processor),
+            keep_states=keep_states,
+        )
+        index = cls(str(uri), create_table(str(uri), info), model, processor)
+        if index.info.modality != modality:
+            raise IndexProblem(
+                f"{uri} is an index of {PLURAL[index.info.modality]}, not of {PLURAL[modality]}. Choose another "
+                "folder."
+            )
+        if index.info.keep_states != keep_states:
+            kept = "keeps" if index.info.keep_states else "does not keep"
+            raise IndexProblem(f"{uri} {kept} token states. Update it the same way, or choose another folder.")
+        return index
+
+    @classmethod
+    def open(
+        cls,
+        uri: str | Path,
+        model: nn.Module | None = None,
+        processor: Callable[..., Mapping[str, Tensor]] | None = None,
+    ) -> SpeechImageIndex:
+        """An index that exists. Without a model it can only be looked at.
+
+        Raises:
+            IndexProblem: there is none, it is damaged, of another format, or was made with another model.
+        """
+        return cls(str(uri), open_table(str(uri)), model, processor)
+
+    def __len__(self) -> int:
+        self._table.checkout_latest()
+        return self._table.count_rows()
+
+    def rows(
+        self, columns: Sequence[str] = ("id", "name", "path"), where: str | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """These columns of all rows, or of those that a SQL filter selects, batch by batch."""
+        self._table.checkout_latest()
+        if where is not None:
+            check_filter(self._table, where)
+        query = self._table.search().select(list(columns))
+        with damage_explained(self.uri):
+            yield from (query if where is None else query.where(where)).to_batches()
+
+    def add(
+        self, items: Iterable[Item], *, batch_size: int = 64, num_workers: int = 2, progress: bool = False
+    ) -> UpdateReport:
+        """Index items that are new or changed; nothing is deleted. The options are those of :meth:`update_from`."""
+        return self._update().add(items, batch_size=batch_size, num_workers=num_workers, progress=progress)
+
+    def update_from(
+        self, source: Source, *, batch_size: int = 64, num_workers: int = 2, progress: bool = False
+    ) -> UpdateReport:
+        """Make the index agree with a source: encode what is new or changed, delete what is gone from it.
+
+        Rows of other sources are left alone. Memory does not grow with the gallery, except by 17 bytes a row.
+
+        Args:
+            batch_size: pictures or recordings encoded at a time.
+            num_workers: threads that decode while the model computes.
+            progress: show a bar with the time left.
+
+        Raises:
+            IndexProblem: the source has another modality, or the index is damaged.
+            ValueError: the source cannot be read at all, or the model gives values that are not finite.
+        """
+        if source.modality != self.info.modality:
+            raise IndexProblem(
+                f"{self.uri} is an index of {PLURAL[self.info.modality]}, and {source.name} gives "
+                f"{PLURAL[source.modality]}. Use another index for them."
+            )
+        return self._update().agree(source, batch_size=batch_size, num_workers=num_workers, progress=progress)
+
+    def search(
+        self,
+        queries: Sequence[Any],
+        top_k: int = 10,
+        rerank_top_k: int = 32,
+        score_rule: ScoreRule = "sim",
+        where: str | None = None,
+        *,
+        query_names: Sequence[str] | None = None,
+    ) -> list[list[Found]]:
+        """Find for each query what fits it, the best first.
+
+        Args:
+            queries: recordings if the gallery is pictures, pictures if it is recordings; whatever the processor reads.
+            top_k: results for each query; a smaller gallery is returned whole.
+            rerank_top_k: the most similar candidates that the matching score re-orders; 0 for none.
+            score_rule: what re-orders them, see :func:`..evaluation.reranking.rerank`.
+            where: SQL filter on the columns, for instance `"language = 'en'"`. It applies before the search.
+            query_names: what errors call the queries; without it their places.
+
+        Raises:
+            IndexProblem: the index is damaged, or states are needed that can be neither read nor recomputed.
+            ValueError: no query, one that cannot be read, or an option out of range.
+        """
+        check_options(top_k, rerank_top_k, score_rule)
+        model, processor = self._needed_model()
+        self._table.checkout_latest()
+        if where is not None:
+            check_filter(self._table, where)
+        options = {"top_k": top_k, "rerank_top_k": rerank_top_k, "score_rule": score_rule, "where": where}
+        results = []
+        for start in range(0, max(1, len(queries)), _QUERIES_AT_A_TIME):
+            some = slice(start, start + _QUERIES_AT_A_TIME)
+            names = query_names[some] if query_names else None
+            encoded = encode_queries(
+                model, processor, self.info.modality, queries[some], names, keep_states=rerank_top_k > 0
+            )
+            with damage_explained(self.uri):
+                results += search_table(self._table, self.info, model, processor, encoded, **options)
+        return results
+
+    def build_ann(self) -> None:
+        """Build an approximate index over the embeddings, for galleries of hundreds of thousands.
+
+        Without one, searches are exact and read every embedding. Rows that are written later are found too.
+
+        Raises:
+            ValueError: there are too few rows to gain anything.
+        """
+        with damage_explained(self.uri):
+            self._table.checkout_latest()
+            config = ann_config(self._table.count_rows(), self.info.projection_dim)
+            self._table.create_index("embedding", config=config, replace=True)
+
+    def _update(self) -> Update:
+        return Update(self.uri, self._table, self.info, *self._needed_model())
+
+    def _needed_model(self) -> tuple[nn.Module, Callable[..., Mapping[str, Tensor]]]:
+        if self._model is None or self._processor is None:
+            raise ValueError(
+                f"{self.uri} was opened without a model. Open it with the model and processor of "
+                f"{self.info.model_name}."
+            )
+        return self._model, self._processor
+
+    def _refuse_other_model(self, model: nn.Module, processor: Callable | None) -> None:
+        if processor is None:
+            raise ValueError("A model needs its processor: pass processor=... too.")
+        if model_identity(model, processor) != self.info.model_digest:
+            raise IndexProblem(
+                f"{self.uri} was made with the model {self.info.model_name}, and {model_name(model)} differs from it "
+                "in weights, type, configuration or preprocessing, so their embeddings cannot be compared. Use that "
+                "model, or build another index."
+            )

@@ -1,0 +1,230 @@
+"""Coarse-to-fine search in a table: the nearest embeddings first, then the multimodal encoder re-orders the best.
+
+The order is that of :func:`.search.search_encoded` on the same gallery.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from ..evaluation import EncodedImages, EncodedSpeech, PackedStates, encode_images, encode_speech, score_pairs
+from ..evaluation.embedding import read_batch
+from ..evaluation.recall import refuse_nan
+from ..evaluation.reranking import ScoreRule, sic_temperature
+from ..evaluation.states import join
+from .ann import PROBES, REFINE
+from .encoding import encode_inputs
+from .index_table import IndexInfo, IndexProblem
+from .sources import Modality
+
+_SHOWN = ("id", "name", "source", "path", "text", "speaker", "language", "thumbnail")
+_RECOMPUTED_AT_A_TIME = 32
+
+
+@dataclass(frozen=True)
+class Found:
+    """A picture or a recording that a query found.
+
+    Attributes:
+        id: its id in the index. name: within its source. path: its file, if it has one.
+        thumbnail: JPEG of at most 256 pixels a side; None for recordings.
+        coarse_score: cosine similarity with the query.
+        coarse_rank: its rank by that similarity, from 1.
+        matching_score: matching logit, above 0 for "they match"; None for one that was not re-ranked.
+    """
+
+    id: str
+    name: str
+    source: str
+    path: str | None
+    text: str | None
+    speaker: str | None
+    language: str | None
+    thumbnail: bytes | None
+    coarse_score: float
+    coarse_rank: int
+    matching_score: float | None
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Rows of the table by falling similarity to one query: ids of rows and similarities, (candidates,) both."""
+
+    rows: list[int]
+    coarse: Tensor
+
+
+def encode_queries(
+    model: nn.Module,
+    processor: Callable[..., Mapping[str, Tensor]],
+    gallery: Modality,
+    queries: Sequence[Any],
+    names: Sequence[str] | None,
+    keep_states: bool,
+) -> EncodedSpeech | EncodedImages:
+    """Queries of the other modality than the gallery's."""
+    if gallery == "speech":
+        return encode_images(model, processor, queries, names=names, keep_states=keep_states)
+    as_given = [0.0] * len(queries)  # few enough that sorting them by length would save nothing
+    return encode_speech(model, processor, queries, names=names, keep_states=keep_states, lengths=as_given)
+
+
+def check_filter(table: lancedb.table.Table, where: str) -> None:
+    """
+    Raises:
+        ValueError: not a filter on the columns of the table.
+    """
+    try:
+        table.search().where(where).select(["id"]).explain_plan()
+    except (ValueError, RuntimeError) as error:
+        columns = ", ".join(name for name in table.schema.names if name not in ("thumbnail", "embedding", "states"))
+        raise ValueError(
+            f"The filter {where!r} cannot be used: {str(error).splitlines()[0]} Write it in SQL, for instance "
+            f"\"language = 'en' AND text LIKE '%dog%'\". Columns: {columns}."
+        ) from None
+
+
+def search_table(
+    table: lancedb.table.Table,
+    info: IndexInfo,
+    model: nn.Module,
+    processor: Callable[..., Mapping[str, Tensor]],
+    queries: EncodedSpeech | EncodedImages,
+    *,
+    top_k: int,
+    rerank_top_k: int,
+    score_rule: ScoreRule,
+    where: str | None,
+) -> list[list[Found]]:
+    """Results of each query, the best first; the arguments are those of :meth:`.index.SpeechImageIndex.search`."""
+    refuse_nan(queries.embeddings, "query", ("query", "number"))
+    depth = max(top_k, rerank_top_k)
+    candidates = [_nearest(table, embedding, depth, where) for embedding in queries.embeddings]
+    fine = [torch.empty(0)] * len(candidates)
+    if rerank_top_k:
+        best = [found.rows[:rerank_top_k] for found in candidates]
+        fine = _matching_scores(table, info, model, processor, queries, best)
+    orders = [
+        _order(found.coarse, scores, score_rule, model)[:top_k] for found, scores in zip(candidates, fine, strict=True)
+    ]
+    wanted = {found.rows[place] for found, order in zip(candidates, orders, strict=True) for place in order}
+    shown = _shown(table, sorted(wanted))
+    return [
+        [
+            Found(
+                **shown[found.rows[place]],
+                coarse_score=float(found.coarse[place]),
+                coarse_rank=place + 1,
+                matching_score=float(scores[place]) if place < len(scores) else None,
+            )
+            for place in order
+        ]
+        for found, scores, order in zip(candidates, fine, orders, strict=True)
+    ]
+
+
+def _nearest(table: lancedb.table.Table, embedding: Tensor, depth: int, where: str | None) -> _Candidates:
+    query = table.search(embedding.numpy(), vector_column_name="embedding").distance_type("dot").limit(depth)
+    if where is not None:
+        query = query.where(where, prefilter=True)
+    # Of an approximate index: its own distances are rounded, so more rows are fetched and compared exactly.
+    query = query.refine_factor(REFINE).nprobes(PROBES).select(["embedding", "_distance"]).with_row_id(True)
+    found = query.to_arrow().sort_by("_rowid")
+    vectors = found["embedding"].combine_chunks().flatten().to_numpy().reshape(len(found), len(embedding))
+    # LanceDB's distance is 1 - similarity, which has lost the digits that tell near-equals apart.
+    coarse = torch.from_numpy(vectors.copy()) @ embedding
+    order = coarse.argsort(descending=True, stable=True)
+    rows = found["_rowid"].to_numpy()
+    return _Candidates(rows[order.numpy()].tolist(), coarse[order])
+
+
+def _order(coarse: Tensor, matching: Tensor, score_rule: ScoreRule, model: nn.Module) -> list[int]:
+    """Places among the candidates, the best first: the re-ranked by their score, then the others as they were."""
+    fine = matching
+    if score_rule == "sim+sic" and len(matching):
+        fine = matching + coarse[: len(matching)] / sic_temperature(model, None)
+    return fine.argsort(descending=True, stable=True).tolist() + list(range(len(matching), len(coarse)))
+
+
+def _shown(table: lancedb.table.Table, rows: list[int]) -> dict[int, dict[str, Any]]:
+    if not rows:
+        return {}
+    taken = table.take_row_ids(rows).select(list(_SHOWN)).with_row_id().to_arrow().to_pylist()
+    return {row.pop("_rowid"): row for row in taken}
+
+
+def _matching_scores(
+    table: lancedb.table.Table,
+    info: IndexInfo,
+    model: nn.Module,
+    processor: Callable[..., Mapping[str, Tensor]],
+    queries: EncodedSpeech | EncodedImages,
+    candidates: list[list[int]],
+) -> list[Tensor]:
+    """Matching logits of each query with its candidates; every candidate's states are read once for all queries."""
+    rows = sorted({row for of_query in candidates for row in of_query})
+    if not rows:
+        return [torch.empty(0) for _ in candidates]
+    place_of, states = _states(table, info, model, processor, rows)
+    query = torch.tensor([query for query, of_query in enumerate(candidates) for _ in of_query])
+    candidate = torch.tensor([place_of[row] for of_query in candidates for row in of_query])
+    if info.modality == "image":
+        scores = score_pairs(model, queries.states, _unpacked(states), query, candidate)
+    else:
+        scores = score_pairs(model, states, queries.states, candidate, query)
+    return list(scores.split([len(of_query) for of_query in candidates]))
+
+
+def _states(
+    table: lancedb.table.Table,
+    info: IndexInfo,
+    model: nn.Module,
+    processor: Callable[..., Mapping[str, Tensor]],
+    rows: list[int],
+) -> tuple[dict[int, int], PackedStates]:
+    """Token states of rows of the table, and the place of each row among them."""
+    columns = ["token_count", "states"] if info.keep_states else ["id", "path"]
+    taken = table.take_row_ids(rows).select(columns).with_row_id().to_arrow()
+    places = {row: place for place, row in enumerate(taken["_rowid"].to_pylist())}
+    return places, (_stored_states(taken, info) if info.keep_states else _recomputed(taken, info, model, processor))
+
+
+def _stored_states(taken: pa.Table, info: IndexInfo) -> PackedStates:
+    values = bytearray().join(taken["states"].to_pylist())
+    tokens = torch.from_numpy(np.frombuffer(values, dtype=np.float16)).view(-1, info.width)
+    return PackedStates.from_tokens(tokens, torch.from_numpy(taken["token_count"].to_numpy().astype(np.int64)))
+
+
+def _recomputed(
+    taken: pa.Table, info: IndexInfo, model: nn.Module, processor: Callable[..., Mapping[str, Tensor]]
+) -> PackedStates:
+    argument = "images" if info.modality == "image" else "audio"
+    files = list(zip(taken["id"].to_pylist(), taken["path"].to_pylist(), strict=True))
+    for item_id, path in files:
+        if path is None or not Path(path).is_file():
+            lack = "is embedded in its corpus" if path is None else "is gone"
+            raise IndexProblem(
+                f"Re-ranking needs token states, which this index does not keep, and the file of {item_id} {lack}. "
+                "Index again with states, or set rerank_top_k=0."
+            )
+    tokens, lengths = [], []
+    for start in range(0, len(files), _RECOMPUTED_AT_A_TIME):
+        inputs = read_batch(processor, argument, files[start : start + _RECOMPUTED_AT_A_TIME])
+        _, states = encode_inputs(model, inputs, info.modality)
+        tokens.append(states.tokens)
+        lengths.append(states.lengths)
+    return PackedStates.from_tokens(join(tokens), join(lengths))
+
+
+def _unpacked(states: PackedStates) -> Tensor:
+    """(pictures, tokens, width): all pictures have the same number of tokens."""
+    return states.tokens.view(len(states), -1, states.tokens.shape[-1])

@@ -1,0 +1,193 @@
+"""The LanceDB table behind an index: its columns, what it says of itself, and its errors in plain words."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import lancedb
+import pyarrow as pa
+from filelock import FileLock
+
+from .sources import Modality
+
+FORMAT = 1
+TABLE = "items"
+_METADATA = b"speech_image_index"
+_MAGIC = b"LANC"  # how every data file of LanceDB ends
+_LANCE_ERRORS = ("lance error", "External error")  # how errors of the engine begin; a model's do not
+_DATA_FILE = re.compile(r"[\w-]+\.lance\b(?!/)")
+
+
+class IndexProblem(ValueError):
+    """An index that cannot be used as it is; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class IndexInfo:
+    """What an index says of itself.
+
+    Attributes:
+        modality: of the gallery: "image" is searched by speech, "speech" by pictures.
+        projection_dim: numbers in an embedding. width: numbers in a token state.
+        model_name: Hub id or folder as it was given. model_digest: see :func:`.model_identity.model_identity`.
+        keep_states: whether the token states are stored for re-ranking, in float16.
+    """
+
+    modality: Modality
+    projection_dim: int
+    width: int
+    model_name: str
+    model_digest: str
+    keep_states: bool
+    format: int = FORMAT
+
+    def schema(self) -> pa.Schema:
+        """Columns of the table; `embedding` has unit length, `states` is (token_count, width) float16."""
+        fields = [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("name", pa.string(), nullable=False),
+            pa.field("path", pa.string()),
+            pa.field("fingerprint", pa.string(), nullable=False),
+            pa.field("text", pa.string()),
+            pa.field("speaker", pa.string()),
+            pa.field("language", pa.string()),
+            pa.field("thumbnail", pa.binary()),
+            pa.field("embedding", pa.list_(pa.float32(), self.projection_dim), nullable=False),
+        ]
+        if self.keep_states:
+            fields += [
+                pa.field("token_count", pa.int32(), nullable=False),
+                pa.field("states", pa.large_binary(), nullable=False),
+            ]
+        return pa.schema(fields, metadata={_METADATA: json.dumps(asdict(self))})
+
+
+def is_local(uri: str) -> bool:
+    """Whether an address is a folder here, and not object storage or a server."""
+    return "://" not in uri
+
+
+def is_index(uri: str) -> bool:
+    """Whether there is an index in this folder; other addresses are taken for one, for models have none."""
+    return not is_local(uri) or Path(uri, f"{TABLE}.lance", "_versions").is_dir()
+
+
+def create_table(uri: str, info: IndexInfo) -> lancedb.table.Table:
+    """The table at this address: a new one, or what is there already."""
+    if is_local(uri) and not is_index(uri) and Path(uri).exists() and any(_foreign_files(Path(uri))):
+        raise IndexProblem(f"{uri} exists and is not an index. Choose another folder.")
+    database = lancedb.connect(uri)
+    with writing(uri), damage_explained(uri):
+        table = _existing(database)  # an empty one is false
+        return database.create_table(TABLE, schema=info.schema()) if table is None else table
+
+
+def open_table(uri: str) -> lancedb.table.Table:
+    """
+    Raises:
+        IndexProblem: there is no index, or it cannot be read.
+    """
+    if not is_index(uri):
+        raise IndexProblem(_no_index(uri))
+    with damage_explained(uri):
+        table = _existing(lancedb.connect(uri))
+    if table is None:
+        raise IndexProblem(_no_index(uri))
+    return table
+
+
+def _existing(database: lancedb.db.DBConnection) -> lancedb.table.Table | None:
+    try:
+        return database.open_table(TABLE)
+    except ValueError as error:
+        if "was not found" not in str(error):
+            raise
+        return None
+
+
+def _no_index(uri: str) -> str:
+    return f"{uri} holds no index. Build one: sir index MODEL SOURCE --out {uri}"
+
+
+def read_info(uri: str, table: lancedb.table.Table) -> IndexInfo:
+    """
+    Raises:
+        IndexProblem: a table that is no index, or one of another format.
+    """
+    stated = (table.schema.metadata or {}).get(_METADATA)
+    if stated is None:
+        raise IndexProblem(
+            f"The table {TABLE!r} in {uri} is not an index of speech or pictures. Choose another folder."
+        )
+    fields = json.loads(stated)
+    if fields["format"] != FORMAT:
+        raise IndexProblem(
+            f"{uri} is an index of format {fields['format']}; this version reads format {FORMAT}. Build it again: "
+            f"sir index MODEL SOURCE --out DIR"
+        )
+    return IndexInfo(**fields)
+
+
+def writing(uri: str) -> AbstractContextManager:
+    """Let one process at a time write to a local index, each only as long as a write takes.
+
+    Elsewhere LanceDB alone orders the writes: a commit that conflicts with another is repeated on top of it.
+    """
+    if not is_local(uri):
+        return nullcontext()
+    Path(uri).mkdir(parents=True, exist_ok=True)
+    return FileLock(Path(uri, ".write.lock"))
+
+
+def one_of(column: str, values: Sequence[str]) -> str:
+    """A LanceDB filter: the column has one of these values."""
+    quoted = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+    return f"{column} IN ({quoted})"
+
+
+@contextmanager
+def damage_explained(uri: str) -> Iterator[None]:
+    """Say of LanceDB's errors about its files which index and which file, and what to do."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if not str(error).startswith(_LANCE_ERRORS) and "Lance file" not in str(error):
+            raise
+        named = sorted({*_DATA_FILE.findall(str(error))} or _broken_files(uri))
+        said = str(error).splitlines()[0][:300]
+        if not named and "corrupt" not in said:
+            raise IndexProblem(f"The index {uri} cannot be read or written. LanceDB says: {said}") from error
+        raise IndexProblem(
+            f"The index {uri} cannot be read: a data file is damaged or missing "
+            f"({', '.join(named) or 'LanceDB does not name it'}). Put it back from a copy, or delete the index and "
+            f"build it again with sir index. LanceDB says: {said}"
+        ) from error
+
+
+def _broken_files(uri: str) -> set[str]:
+    """Data files that do not end as LanceDB ends them: cut off, or overwritten."""
+    if not is_local(uri):
+        return set()
+    return {path.name for path in Path(uri, f"{TABLE}.lance", "data").glob("*.lance") if not _ends_well(path)}
+
+
+def _ends_well(path: Path) -> bool:
+    if path.stat().st_size < len(_MAGIC):
+        return False
+    with path.open("rb") as file:
+        file.seek(-len(_MAGIC), 2)
+        return file.read() == _MAGIC
+
+
+def _foreign_files(folder: Path) -> Iterator[Path]:
+    """What an index that was interrupted at its creation would not have."""
+    if not folder.is_dir():
+        yield folder
+        return
+    yield from (path for path in folder.iterdir() if path.name not in (".write.lock", f"{TABLE}.lance"))

@@ -1,0 +1,157 @@
+"""Where an index takes its items from: a folder tree of files, or a split of a corpus.
+
+A source is read from its beginning at every update, in the same order, and never held in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Modality = Literal["image", "speech"]
+
+SUFFIXES: dict[Modality, frozenset[str]] = {
+    "image": frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}),
+    "speech": frozenset({".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav"}),
+}
+PLURAL: dict[Modality, str] = {"image": "pictures", "speech": "recordings"}
+_ROWS_AT_A_TIME = 64
+
+
+class Item(NamedTuple):
+    """A picture or a recording to be indexed.
+
+    Attributes:
+        id: unique in the index. source: what it comes from. name: what people call it.
+        medium: a path, encoded bytes, or a mapping with either, as the processor reads it.
+        fingerprint: another one means that the item changed.
+        size: encoded bytes, by which recordings of similar length are put in one batch.
+        path: the file, if there is one, from which token states can be recomputed.
+    """
+
+    id: str
+    source: str
+    name: str
+    medium: Any
+    fingerprint: str
+    size: int
+    path: str | None = None
+    text: str | None = None
+    speaker: str | None = None
+    language: str | None = None
+
+
+class Source(Protocol):
+    """Items of one modality. `name` is the same at every update; rows of that name which are not among the items any
+    more are deleted. `len` is what the progress is measured by."""
+
+    name: str
+    modality: Modality
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Item]: ...
+
+
+class FolderSource:
+    """All pictures, or all recordings, under a folder. Links to folders are not followed.
+
+    Raises:
+        ValueError: there is no such folder. Also when it is counted or read and holds no file of that modality: an
+            unmounted disk must not empty an index.
+    """
+
+    def __init__(self, folder: str | Path, modality: Modality):
+        self._folder = Path(folder).resolve()
+        self.name, self.modality = str(self._folder), modality
+        if not self._folder.is_dir():
+            raise ValueError(f"There is no folder {folder}.")
+
+    def __len__(self) -> int:
+        count = sum(1 for _ in self._files())
+        if not count:
+            kinds = ", ".join(sorted(SUFFIXES[self.modality]))
+            raise ValueError(f"{self._folder} holds no {PLURAL[self.modality]} ({kinds}).")
+        return count
+
+    def __iter__(self) -> Iterator[Item]:
+        for path in self._files():
+            try:
+                status = path.stat()
+            except OSError:  # deleted since the folder was listed, or a broken link: reading it says so
+                fingerprint, size = "missing", 0
+            else:
+                fingerprint, size = f"{status.st_size} {status.st_mtime_ns}", status.st_size
+            name = path.relative_to(self._folder).as_posix()
+            yield Item(str(path), self.name, name, path, fingerprint, size, str(path))
+
+    def _files(self) -> Iterator[Path]:
+        for folder, subfolders, files in os.walk(self._folder):
+            subfolders.sort()
+            for name in sorted(files):
+                if Path(name).suffix.lower() in SUFFIXES[self.modality]:
+                    yield Path(folder, name)
+
+
+class CorpusSource:
+    """The distinct pictures, or the recordings, of one split of a corpus.
+
+    A picture has the text of its first caption.
+
+    Args:
+        split: rows of :mod:`..corpora.schema`. name: what tells this split from all others, for instance
+            `org/name#test`.
+    """
+
+    def __init__(self, split: Dataset, name: str, modality: Modality):
+        self.name, self.modality = name, modality
+        if modality == "image":
+            from ..evaluation import distinct_images
+
+            first_rows, _ = distinct_images(split["image_id"][:])
+            split = split.remove_columns("audio").select(first_rows)
+        else:
+            split = split.remove_columns("image")
+        self._rows = split
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Item]:
+        for start in range(0, len(self._rows), _ROWS_AT_A_TIME):
+            columns = self._rows[start : start + _ROWS_AT_A_TIME]
+            for values in zip(*columns.values(), strict=True):
+                yield self._item(dict(zip(columns, values, strict=True)))
+
+    def _item(self, row: Mapping[str, Any]) -> Item:
+        picture = self.modality == "image"
+        name = row["image_id" if picture else "caption_id"]
+        medium = row["image" if picture else "audio"]
+        fingerprint, size = _fingerprint(medium)
+        return Item(
+            id=f"{self.name}/{name}",
+            source=self.name,
+            name=name,
+            medium=medium,
+            fingerprint=fingerprint,
+            size=size,
+            path=medium["path"] if medium["bytes"] is None else None,
+            text=row["text"],
+            speaker=None if picture else row["speaker"],
+            language=row["language"],
+        )
+
+
+def _fingerprint(medium: Mapping[str, Any]) -> tuple[str, int]:
+    if medium["bytes"] is not None:
+        return hashlib.blake2b(medium["bytes"], digest_size=16).hexdigest(), len(medium["bytes"])
+    file = Path(medium["path"] or "")
+    if not file.is_file():  # reported when it is read
+        return "missing", 0
+    status = file.stat()
+    return f"{status.st_size} {status.st_mtime_ns}", status.st_size

@@ -1,0 +1,153 @@
+"""Bring a table up to date with its source: encode what is new or changed, write it whole, delete the rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import lancedb
+import pyarrow as pa
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from .encoding import Unreadable, encode_items
+from .index_table import IndexInfo, damage_explained, one_of, writing
+from .known_rows import KnownRows
+from .sources import PLURAL, Item, Source
+
+_BYTES_PER_WRITE = 64 << 20
+_SECONDS_PER_WRITE = 30.0  # what a killed update loses at most
+_DELETED_AT_A_TIME = 500
+_SMALL_FRAGMENTS = 16  # fewer are searched as fast, and compaction rewrites token states
+_OLD_VERSIONS_KEPT = timedelta(minutes=5)  # no search that began before a compaction takes longer
+
+
+@dataclass
+class UpdateReport:
+    """What an update did. `unreadable` items are not in the index, and are tried again by the next update."""
+
+    added: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    deleted: int = 0
+    unreadable: list[Unreadable] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class Update:
+    """One update of a table. The arguments of its methods are those of :class:`.index.SpeechImageIndex`."""
+
+    def __init__(
+        self,
+        uri: str,
+        table: lancedb.table.Table,
+        info: IndexInfo,
+        model: nn.Module,
+        processor: Callable[..., Mapping[str, Tensor]],
+    ):
+        self._uri, self._table, self._info = uri, table, info
+        self._model, self._processor = model, processor
+        self.report = UpdateReport()
+
+    def add(self, items: Iterable[Item], **options: int) -> UpdateReport:
+        """Encode and write what is new or changed."""
+        began = time.monotonic()
+        total = len(items) if hasattr(items, "__len__") else None
+        self._encode_and_write(items, total, self._known_rows(None), **options)
+        self._compact()
+        self.report.seconds = time.monotonic() - began
+        return self.report
+
+    def agree(self, source: Source, **options: int) -> UpdateReport:
+        """The same, then delete what the source had and has not any more."""
+        began = time.monotonic()
+        total = len(source)  # first: a source that cannot be read at all must not look empty
+        of_source = one_of("source", [source.name])
+        known = self._known_rows(of_source)
+        self._encode_and_write(source, total, known, **options)
+        for item in self.report.unreadable:
+            known.unsee(item.id)
+        self._delete_gone(known, of_source)
+        self._compact()
+        self.report.seconds = time.monotonic() - began
+        return self.report
+
+    def _encode_and_write(
+        self, items: Iterable[Item], total: int | None, known: KnownRows, *, progress: bool, **options: int
+    ) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, disable=not progress) as bar:
+            task = bar.add_task(f"Indexing {PLURAL[self._info.modality]}", total=total)
+            wanted = self._new_or_changed(items, known, lambda: bar.advance(task))
+            schema = self._info.schema()
+            encoded = encode_items(self._model, self._processor, wanted, schema, self._info.modality, **options)
+            pending, written = [], time.monotonic()
+            for batch in encoded:
+                self.report.unreadable += batch.unreadable
+                if batch.rows:
+                    pending.append(batch.rows)
+                bar.advance(task, len(batch.unreadable) + (len(batch.rows) if batch.rows else 0))
+                full = sum(rows.nbytes for rows in pending) >= _BYTES_PER_WRITE
+                if full or time.monotonic() - written > _SECONDS_PER_WRITE:
+                    self._write(pending)
+                    pending, written = [], time.monotonic()
+            self._write(pending)
+
+    def _new_or_changed(self, items: Iterable[Item], known: KnownRows, advance: Callable[[], None]) -> Iterator[Item]:
+        for item in items:
+            if not _is_utf8(item.id):
+                name = item.id.encode(errors="backslashreplace").decode()
+                self.report.unreadable.append(Unreadable(name, "The name is not valid UTF-8. Rename the file."))
+                advance()
+            elif known.see(item.id, item.fingerprint) == "unchanged":
+                self.report.unchanged += 1
+                advance()
+            else:
+                yield item
+
+    def _write(self, pending: list[pa.Table]) -> None:
+        if not pending:
+            return
+        with writing(self._uri), damage_explained(self._uri):
+            self._table.checkout_latest()
+            merge = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+            result = merge.execute(pa.concat_tables(pending))
+        self.report.added += result.num_inserted_rows
+        self.report.changed += result.num_updated_rows
+
+    def _known_rows(self, where: str | None) -> KnownRows:
+        batches = self._rows(["id", "fingerprint"], where)
+        return KnownRows((batch["id"].to_pylist(), batch["fingerprint"].to_pylist()) for batch in batches)
+
+    def _delete_gone(self, known: KnownRows, of_source: str) -> None:
+        gone = [item_id for batch in self._rows(["id"], of_source) for item_id in known.gone(batch["id"].to_pylist())]
+        for start in range(0, len(gone), _DELETED_AT_A_TIME):
+            with writing(self._uri), damage_explained(self._uri):
+                self._table.checkout_latest()
+                self._table.delete(one_of("id", gone[start : start + _DELETED_AT_A_TIME]))
+        self.report.deleted = len(gone)
+
+    def _rows(self, columns: list[str], where: str | None) -> Iterator[pa.RecordBatch]:
+        with damage_explained(self._uri):
+            self._table.checkout_latest()
+            query = self._table.search().select(columns)
+            yield from (query if where is None else query.where(where)).to_batches()
+
+    def _compact(self) -> None:
+        """Join the small files of many writes, and take new rows up into the approximate index."""
+        if self._uri.startswith("db://"):  # a server does that itself
+            return
+        with writing(self._uri), damage_explained(self._uri):
+            self._table.checkout_latest()
+            if self._table.stats()["fragment_stats"]["num_small_fragments"] > _SMALL_FRAGMENTS:
+                self._table.optimize(cleanup_older_than=_OLD_VERSIONS_KEPT)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from speech_image_retrieval.evaluation import EncodedSpeech
+from speech_image_retrieval.retrieval.index import SpeechImageIndex
+from speech_image_retrieval.retrieval.index_search import search_table
+from speech_image_retrieval.retrieval.index_table import IndexInfo, create_table
+
+ROWS, WIDTH = 3_000, 32
+INFO = IndexInfo("image", WIDTH, 8, "none", "none", keep_states=False)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def fill(uri: Path, vectors: np.ndarray) -> None:
+    rows = [
+        {"id": f"{number}", "source": "generated", "name": f"{number}", "fingerprint": "", "embedding": vector}
+        for number, vector in enumerate(vectors)
+    ]
+    create_table(str(uri), INFO).add(rows)
+
+
+def found(index: SpeechImageIndex, queries: np.ndarray) -> list[list[int]]:
+    index._table.checkout_latest()
+    encoded = EncodedSpeech(torch.from_numpy(queries))
+    options = {"top_k": 50, "rerank_top_k": 0, "score_rule": "sim", "where": None}
+    results = search_table(index._table, INFO, None, None, encoded, **options)
+    return [[int(result.id) for result in of_query] for of_query in results]
+
+
+def test_an_approximate_index_finds_nearly_all_that_an_exact_search_finds(tmp_path: Path):
+    draw = np.random.default_rng(0)
+    clusters = draw.normal(size=(60, WIDTH))
+    vectors = unit(clusters[draw.integers(0, 60, ROWS)] + 0.6 * draw.normal(size=(ROWS, WIDTH)))
+    queries = unit(clusters[:20] + 0.6 * draw.normal(size=(20, WIDTH)))
+    fill(tmp_path / "index", vectors)
+    index = SpeechImageIndex.open(tmp_path / "index")
+    exact = np.argsort(-(queries @ vectors.T), axis=1)[:, :50].tolist()
+    assert found(index, queries) == exact
+    index.build_ann()
+    hits = [len(set(some) & set(all_)) / 50 for some, all_ in zip(found(index, queries), exact, strict=True)]
+    assert np.mean(hits) >= 0.98
+
+
+def test_few_rows_need_no_approximate_index(tmp_path: Path):
+    fill(tmp_path / "index", unit(np.ones((10, WIDTH))))
+    with pytest.raises(ValueError, match="at least 1000 rows, and there are 10"):
+        SpeechImageIndex.open(tmp_path / "index").build_ann()

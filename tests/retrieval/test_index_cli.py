@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from speech_image_retrieval.cli import app
+from speech_image_retrieval.corpora.schema import save_corpus, split_from_rows
+from typer.testing import CliRunner, Result
+
+from .tiny_gallery import picture_folder, recording_folder, save_tiny, write_picture, write_recording
+
+
+def sir(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def done(*arguments: object) -> str:
+    result = sir(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(*arguments: object) -> str:
+    result = sir(*arguments)
+    assert result.exit_code == 1, result.output
+    return result.stderr.rpartition("Error: ")[2]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    folder = picture_folder(tmp_path_factory.mktemp("pictures"), 12)
+    (folder / "broken.png").write_text("no picture", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory, model: Path, pictures: Path) -> Path:
+    out = tmp_path_factory.mktemp("indexes") / "pictures"
+    done("index", model, pictures, "--out", out)
+    return out
+
+
+@pytest.fixture
+def query(tmp_path: Path) -> Path:
+    return write_recording(tmp_path / "query.wav", seed=1)
+
+
+def test_index_says_what_it_did(index: Path, model: Path, pictures: Path):
+    said = done("index", model, pictures, "--out", index)
+    assert "12 rows (0 added, 0 changed, 12 unchanged, 0 deleted, 1 unreadable)" in said
+    assert f"Not indexed: {pictures / 'broken.png'}: The picture" in said
+
+
+def test_search_by_speech(index: Path, query: Path, tmp_path: Path):
+    outputs = ["--json", tmp_path / "found.json", "--sheet", tmp_path / "found.png"]
+    said = done("search", index, query, "--top-k", 3, "--rerank-top-k", 5, *outputs)
+    assert "query.wav" in said and ".png" in said
+    (of_query,) = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["queries"]
+    assert of_query["query"] == str(query) and len(of_query["results"]) == 3
+    assert of_query["results"][0]["matching_score"] >= of_query["results"][1]["matching_score"]
+    assert Image.open(tmp_path / "found.png").width > 500
+
+
+def test_an_index_finds_what_a_search_without_one_finds(index: Path, model: Path, query: Path, tmp_path: Path):
+    clean = picture_folder(tmp_path / "clean", 12)
+    of_index, of_folder = done("search", index, query), done("search", model, clean, query)
+    names = [[word for word in said.split() if word.endswith(".png")] for said in (of_index, of_folder)]
+    assert names[0] == names[1] != []
+
+
+def test_search_refuses_what_it_cannot_do(index: Path, model: Path, pictures: Path, query: Path, tmp_path: Path):
+    picture = write_picture(tmp_path / "query.png", seed=0)
+    assert "so is what" in refused("search", index, picture)
+    assert "There is no file" in refused("search", index, tmp_path / "nothing.wav")
+    assert "cannot be used" in refused("search", index, query, "--where", "nothing = 1")
+    assert "--caption needs MODEL" in refused("search", index, query, "--caption", "random")
+    assert "--where is for an index" in refused("search", model, pictures, query, "--where", "id = '1'")
+    other = save_tiny(tmp_path / "other", seed=1)
+    assert "was made with the model" in refused("search", index, query, "--model", other)
+    assert "--modality must be" in refused("index", model, pictures, "--out", tmp_path / "i", "--modality", "video")
+    assert "an index of pictures" in refused("index", model, tmp_path, "--out", index, "--modality", "speech")
+    assert "There is no folder" in refused("index", model, tmp_path / "no" / "folder", "--out", tmp_path / "i")
+
+
+def test_filter(index: Path, query: Path, tmp_path: Path):
+    out = tmp_path / "found.json"
+    done("search", index, query, "--where", "name LIKE '0/%'", "--json", out)
+    (of_query,) = json.loads(out.read_text(encoding="utf-8"))["queries"]
+    assert {result["name"].split("/")[0] for result in of_query["results"]} == {"0"}
+
+
+def test_pictures_find_recordings(model: Path, tmp_path: Path):
+    recordings = recording_folder(tmp_path / "recordings", 6)
+    out, picture = tmp_path / "index", write_picture(tmp_path / "query.png", seed=0)
+    done("index", model, recordings, "--out", out, "--modality", "speech", "--no-states", "--batch-size", 4)
+    assert ".wav" in done("search", out, picture)
+    assert "holds recordings" in refused("search", out, picture, "--sheet", tmp_path / "sheet.png")
+
+
+def corpus_rows(split: str):
+    for number in range(4):
+        picture = write_picture(Path(f"{split}-{number}.png"), seed=number).read_bytes()
+        recording = write_recording(Path(f"{split}-{number}.wav"), seed=number).read_bytes()
+        for caption in range(2):
+            yield {
+                "image": {"bytes": picture, "path": None},
+                "audio": {"bytes": recording, "path": None},
+                "image_id": f"{split}-{number}",
+                "caption_id": f"{split}-{number}#{caption}",
+                "text": f"caption {caption} of {number}",
+                "speaker": f"speaker {caption}",
+                "language": "en",
+            }
+
+
+def test_a_corpus_is_indexed(model: Path, query: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_corpus({name: split_from_rows(corpus_rows, split=name) for name in ("train", "validation", "test")}, "corpus")
+    for _ in range(2):
+        said = done("index", model, "corpus", "--out", "pictures", "--split", "validation")
+        assert "4 rows" in said
+    assert "caption 0 of" in done("search", "pictures", query)
+    said = done("index", model, "corpus", "--out", "speech", "--modality", "speech")
+    assert "8 rows (8 added" in said
+    done("search", "speech", "test-0.png", "--where", "speaker = 'speaker 1'", "--json", "found.json")
+    (of_query,) = json.loads(Path("found.json").read_text(encoding="utf-8"))["queries"]
+    assert {result["speaker"] for result in of_query["results"]} == {"speaker 1"} and len(of_query["results"]) == 4
