@@ -21,7 +21,11 @@ def main() -> None:
     parser.add_argument("config", help="a YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="replaces a field of the file")
     parser.add_argument("--dry-run", action="store_true", help="only tell what would train, and the memory it needs")
-    parser.add_argument("--stream", action="store_true", help="stream=true: train from a Hub dataset without building")
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="read training rows as they arrive from the Hub, from corpus=org/name",
+    )
     options = parser.parse_intermixed_args()  # field=value on both sides of the flags
     try:
         arguments = load_arguments(options.config, options.overrides + ["stream=true"] * options.stream)

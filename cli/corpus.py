@@ -74,6 +74,7 @@ def check_corpus(
         write_page(check, str(directory), html_out, seed)
     if not check.fit:
         raise ValueError(f"{directory} is not fit for use.\n{check.refusal()}")
+    typer.echo(f"{directory} is fit for use.")
 
 
 def check_corpus_name(name: str) -> None:

@@ -105,6 +105,15 @@ def _open(source: str, config_name: str | None) -> tuple[DatasetDict, dict[str, 
         elif (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             saved = load_from_disk(source)
             splits = {"train": saved} if isinstance(saved, Dataset) else saved
+        elif path.suffix.lower() in _MANIFESTS or (
+            path.parent.is_dir() and path.parent != Path() and not path.is_dir()
+        ):
+            raise CorpusError(f"There is no file or folder {source}.")
+        elif path.is_dir() and _media_files(path, _RECORDINGS):
+            raise CorpusError(
+                f"{source} holds recordings, and no metadata.csv that says what they are about. Write one, or give "
+                "two folders, with recordings and pictures of the same names: --source RECORDINGS --source PICTURES"
+            )
         else:
             splits = load_dataset(source, config_name)
     except CorpusError:
@@ -174,7 +183,9 @@ def _mapping(columns: Mapping[str, str], splits: DatasetDict, source: str) -> di
     known = ("image", "audio", *_OPTIONAL)
     unknown = [name for name in columns if name not in known]
     if unknown:
-        raise CorpusError(f"A corpus has no column {', '.join(unknown)}. Columns: {', '.join(known)}.")
+        turned = [name for name in unknown if columns[name] in known]
+        hint = f" Did you mean {columns[turned[0]]}={turned[0]}?" if turned else ""
+        raise CorpusError(f"A corpus has no column {', '.join(unknown)}. Columns: {', '.join(known)}.{hint}")
     mapping = {name: columns.get(name, name) for name in known}
     if "file_name" in there:  # of an audiofolder or imagefolder: the media that the folder is named for
         own = [name for name in ("image", "audio") if mapping[name] not in there]

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _LISTED = 5
+_KEPT = 1000  # by name, in reports; all that people need who mend a corpus, and a bound for one that is all broken
 
 
 @dataclass
 class Findings:
-    """Kind -> how many, and the first few. A kind is a phrase that stands for itself, such as `missing file`."""
+    """Kind -> how many, and the first thousand by name. A kind is a phrase by itself, such as `missing file`."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -20,7 +21,7 @@ class Findings:
         """Count one more of a kind."""
         self.counts[kind] = self.counts.get(kind, 0) + 1
         shown = self.examples.setdefault(kind, [])
-        if len(shown) < _LISTED:
+        if len(shown) < _KEPT:
             shown.append(example)
 
     def merge(self, other: Findings) -> None:
@@ -28,13 +29,13 @@ class Findings:
         for kind, count in other.counts.items():
             self.counts[kind] = self.counts.get(kind, 0) + count
             shown = self.examples.setdefault(kind, [])
-            shown += other.examples[kind][: _LISTED - len(shown)]
+            shown += other.examples[kind][: _KEPT - len(shown)]
 
     def listed(self, kind: str) -> str:
         """`3 x missing file:` and the first few, a line each."""
-        lines = [f"{self.counts[kind]} x {kind}:", *(f"  {example}" for example in self.examples[kind])]
-        if self.counts[kind] > len(self.examples[kind]):
-            lines.append(f"  and {self.counts[kind] - len(self.examples[kind])} more")
+        lines = [f"{self.counts[kind]} x {kind}:", *(f"  {example}" for example in self.examples[kind][:_LISTED])]
+        if self.counts[kind] > _LISTED:
+            lines.append(f"  and {self.counts[kind] - _LISTED} more")
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
