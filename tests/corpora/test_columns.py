@@ -187,9 +187,9 @@ def test_what_is_no_dataset_is_refused(media: Path, tmp_path: Path):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(CorpusError, match=r"notes\.txt is none of \.csv"):
         read_columns([str(tmp_path / "notes.txt")])
-    with pytest.raises(CorpusError, match="There is no file or folder .*nowhere"):
+    with pytest.raises(CorpusError, match=r"There is no file or folder .*nowhere"):
         read_columns([str(tmp_path / "nowhere")])
-    with pytest.raises(CorpusError, match="no metadata.csv that says what they are about.* two folders"):
+    with pytest.raises(CorpusError, match=r"no metadata\.csv that says what they are about.* two folders"):
         read_columns([str(media)])
     with pytest.raises(CorpusError, match="Did you mean image=photo"):
         read_columns([str(write(media / "manifest.csv", table()))], {"photo": "image"})
