@@ -77,12 +77,13 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        passing = _copied_inside(func, args)
         for storage in (part.untyped_storage() for part in tree_leaves(result) if isinstance(part, Tensor)):
             key, size = storage._cdata, storage.nbytes()
             if key not in self._known and key not in self._bytes:
                 self._bytes[key] = size
                 self.live += size
-                self.peak = max(self.peak, self.live)
+                self.peak = max(self.peak, self.live + passing)
                 weakref.finalize(storage, self._remove, key)
         return result
 
@@ -106,6 +107,16 @@ class LiveBytes(TorchDispatchMode):
         for layer in module.modules():
             layer.register_forward_pre_hook(lambda *_: self._parts.append(part))
             layer.register_forward_hook(lambda *_: self._parts.pop() and None)
+
+
+def _copied_inside(func: Any, args: Any) -> int:
+    """Bytes of the input that norms and convolutions copy, and free again, where it does not lie in order."""
+    if func not in (torch.ops.aten.native_layer_norm.default, torch.ops.aten.convolution.default):
+        return 0
+    in_order = args[0].is_contiguous() or (
+        args[0].dim() == 4 and args[0].is_contiguous(memory_format=torch.channels_last)
+    )
+    return 0 if in_order else args[0].nbytes
 
 
 def dry_run(arguments: TrainingArguments) -> DryRun:

@@ -119,8 +119,7 @@ def test_the_peak_is_that_of_the_allocator(make_arguments, tmp_path):
             live += event.nbytes()
             peak = max(peak, live)
     measured = measure(arguments, real_objective(arguments), batch)
-    # Scratch memory inside kernels is not seen: SDPA takes some where the queries are fewer than the keys.
-    assert measured.highest - measured.memory["micro-batch"] == pytest.approx(peak, rel=0.08)
+    assert measured.highest - measured.memory["micro-batch"] == pytest.approx(peak, rel=0.05)
 
 
 @pytest.mark.parametrize("family", [Data2VecAudioConfig, WavLMConfig, Wav2Vec2Config])
