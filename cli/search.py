@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from ..retrieval.sources import SUFFIXES
+from ..processing.media import PICTURE_SUFFIXES
 from .app import BatchSizeOption, RerankOption, ScoreRuleOption, app, load_model
 from .corpus import load_split
 from .search_index import search_index
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from ..retrieval.search import SearchResult
-
-
-PICTURE_SUFFIXES = SUFFIXES["image"]
 
 
 _SEARCHED = "An index; or a model (a folder or a Hub id), then a folder of pictures or a corpus: its test split."

@@ -20,12 +20,11 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset, DatasetDict
 from filelock import FileLock, Timeout
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .findings import Findings
+from .findings import Findings, refuse_losses
 from .parallel import in_order
 from .parts import REPAIRED, Part, write_part
+from .progress import counted_progress
 from .schema import (
     FEATURES,
     SPLITS,
@@ -99,9 +98,10 @@ def build_from_files(
     target = Path(out).absolute()
     folder = target.with_name(f"{target.name}.building")
     with _locked(folder):
-        parts = write_parts(reading, folder, embed, num_proc or os.cpu_count() or 1)
+        parts = _write_parts(reading, folder, embed, num_proc or os.cpu_count() or 1)
         report = _report(reading, parts)
-        _refuse_losses(parts, skip_missing)
+        if not skip_missing:
+            _refuse_unexpected(parts)
         _require_splits(report["rows"])
         _assemble(parts, folder, report)
         shutil.rmtree(folder / "old", ignore_errors=True)  # of a build that was killed right here
@@ -124,24 +124,18 @@ def _locked(folder: Path) -> Iterator[None]:
         raise CorpusError(f"Another build is writing to {folder}. Wait for it, or choose another --out.") from None
 
 
-def write_parts(reading: Reading, folder: Path, embed: bool, num_proc: int) -> dict[str, list[Part]]:
+def _write_parts(reading: Reading, folder: Path, embed: bool, num_proc: int) -> dict[str, list[Part]]:
     """Split -> its parts, in the order of the rows."""
-    progress = Progress(
-        TextColumn("checking"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[status]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
     write = partial(write_part, folder, embed, reading.known_defects, reading.bare_sampling_rate)
     parts: dict[str, list[Part]] = {}
-    with in_order(write, _cut(reading.rows), num_proc, preload=__name__) as written, progress:
+    with (
+        in_order(write, _cut(reading.rows), num_proc, preload=__name__) as written,
+        counted_progress("checking") as progress,
+    ):
         task = progress.add_task("rows", total=reading.expected_rows, status="")
         for (split, rows), part in written:
             parts.setdefault(split, []).append(part)
-            lost = sum(sum(part.unusable.counts.values()) for own in parts.values() for part in own)
+            lost = sum(part.unusable.total for own in parts.values() for part in own)
             progress.update(task, advance=len(rows), status=f"{lost} unusable" if lost else "")
     return parts
 
@@ -177,30 +171,20 @@ def _merged(parts: dict[str, list[Part]], name: str) -> Findings:
     return merged
 
 
-def _refuse_losses(parts: dict[str, list[Part]], skip_missing: bool) -> None:
+def _refuse_unexpected(parts: dict[str, list[Part]]) -> None:
+    """Losses that nobody asked to skip, and more defects than a corpus is known for."""
     losses, known = _merged(parts, "unusable"), _merged(parts, "known")
-    repaired = _merged(parts, "noticed").counts.get(REPAIRED, 0)
     kept = sum(part.rows for own in parts.values() for part in own)
-    if repaired > _KNOWN_AT_MOST and not skip_missing:
+    repaired = _merged(parts, "noticed").counts.get(REPAIRED, 0)
+    if repaired > _KNOWN_AT_MOST:
         raise CorpusError(
             f"{repaired} recordings have broken headers, of which this corpus has few: unpack it again, or pass "
             "--skip-missing to build it of what is there."
         )
-    # More than these are no defects that the corpus is known for.
-    if sum(known.counts.values()) > max(
-        _KNOWN_AT_MOST, _KNOWN_SHARE * sum(part.rows for own in parts.values() for part in own)
-    ):
+    captions = kept + losses.total + known.total
+    if known.total > max(_KNOWN_AT_MOST, _KNOWN_SHARE * captions):
         losses.merge(known)
-    lost = sum(losses.counts.values())
-    if lost and not skip_missing:
-        lines = [
-            f"{lost} of {lost + kept} captions have no usable picture or recording.",
-            *map(losses.listed, losses.counts),
-        ]
-        lines.append(
-            "Restore these files, or pass --skip-missing to leave the captions out. What was checked is kept."
-        )
-        raise CorpusError("\n".join(lines))
+    refuse_losses(losses, captions)
 
 
 def _require_splits(rows: dict[str, int]) -> None:

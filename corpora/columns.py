@@ -26,6 +26,7 @@ from datasets import (
 )
 from datasets.exceptions import DatasetsError
 
+from ..processing.media import PICTURE_SUFFIXES, RECORDING_SUFFIXES
 from .building import Reading
 from .findings import Findings
 from .schema import FURTHER_TEST, SPLITS, CorpusError, Media, SpokenCaption
@@ -41,8 +42,6 @@ _SPLIT_NAMES = {
     "validation": ("validation", "val", "valid", "dev", "development"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-_PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-_RECORDINGS = {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au", ".w64"}
 
 
 def read_columns(
@@ -109,7 +108,7 @@ def _open(source: str, config_name: str | None) -> tuple[DatasetDict, dict[str, 
             path.parent.is_dir() and path.parent != Path() and not path.is_dir()
         ):
             raise CorpusError(f"There is no file or folder {source}.")
-        elif path.is_dir() and _media_files(path, _RECORDINGS):
+        elif path.is_dir() and _media_files(path, RECORDING_SUFFIXES):
             raise CorpusError(
                 f"{source} holds recordings, and no metadata.csv that says what they are about. Write one, or give "
                 "two folders, with recordings and pictures of the same names: --source RECORDINGS --source PICTURES"
@@ -269,18 +268,20 @@ def _media_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
 
 def _paired(recordings: Path, pictures: Path, findings: Findings) -> list[SpokenCaption]:
     """Recordings with the pictures of their names; either folder may be the one with the pictures."""
-    if not _media_files(pictures, _PICTURES):
+    if not _media_files(pictures, PICTURE_SUFFIXES):
         recordings, pictures = pictures, recordings
     by_name: dict[str, Path] = {}
-    for file in _media_files(pictures, _PICTURES):
+    for file in _media_files(pictures, PICTURE_SUFFIXES):
         name = file.relative_to(pictures).with_suffix("").as_posix()
         if name in by_name:
             raise CorpusError(f"{by_name[name]} and {file} have one name: which is spoken about? Rename one of them.")
         by_name[name] = file
     if not by_name:
-        raise CorpusError(f"Neither {recordings} nor {pictures} holds pictures ({', '.join(sorted(_PICTURES))}).")
+        raise CorpusError(
+            f"Neither {recordings} nor {pictures} holds pictures ({', '.join(sorted(PICTURE_SUFFIXES))})."
+        )
     rows, heard = [], set()
-    for file in _media_files(recordings, _RECORDINGS):
+    for file in _media_files(recordings, RECORDING_SUFFIXES):
         name = file.relative_to(recordings).with_suffix("").as_posix()
         image_id = next((candidate for candidate in (name, name.rpartition("_")[0]) if candidate in by_name), None)
         if image_id is None:

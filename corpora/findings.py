@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .schema import CorpusError
+
 _LISTED = 5
 _KEPT = 1000  # by name, in reports; all that people need who mend a corpus, and a bound for one that is all broken
 
@@ -38,6 +40,11 @@ class Findings:
             lines.append(f"  and {self.counts[kind] - _LISTED} more")
         return "\n".join(lines)
 
+    @property
+    def total(self) -> int:
+        """How many of all kinds."""
+        return sum(self.counts.values())
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
         return {kind: {"count": self.counts[kind], "first": self.examples[kind]} for kind in sorted(self.counts)}
@@ -49,3 +56,18 @@ class Findings:
             {kind: found["count"] for kind, found in values.items()},
             {kind: list(found["first"]) for kind, found in values.items()},
         )
+
+
+def refuse_losses(losses: Findings, captions: int) -> None:
+    """
+    Args:
+        captions: how many there are in all.
+
+    Raises:
+        CorpusError: there are losses; it counts them, lists the first of each kind, and says what to do.
+    """
+    if losses.counts:
+        lines = [f"{losses.total} of {captions} spoken captions have no usable picture or recording."]
+        lines += map(losses.listed, losses.counts)
+        lines.append("Restore these files, or pass --skip-missing to leave the captions out.")
+        raise CorpusError("\n".join(lines))

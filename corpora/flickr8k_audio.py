@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from .building import Reading
 from .findings import Findings
-from .locating import find_files, find_folder, nothing_found, walk
+from .locating import find_files, nothing_found, walk
 from .schema import CorpusError, Media, SpokenCaption
 
 OFFICIAL_PICTURES = {"train": 6000, "validation": 1000, "test": 1000}
@@ -56,7 +56,7 @@ def read_flickr8k_audio(sources: Sequence[Path]) -> Reading:
         CorpusError: no recordings or no pictures there, or a line that cannot be read.
     """
     files = find_files(sources, ["wav2capt.txt", "wav2spk.txt", "captions.txt", *_TOKENS, *_KARPATHY])
-    wavs = find_folder(sources, ["wavs"])
+    wavs = next((folder for folder in walk(sources) if folder.name == "wavs"), None)
     images = _folder_of_pictures(sources)
     if wavs is None or images is None:
         raise nothing_found(

@@ -51,20 +51,6 @@ def find_matching(sources: Sequence[Path], pattern: re.Pattern[str]) -> list[Pat
     return list(found.values())
 
 
-def find_folder(sources: Sequence[Path], names: Sequence[str]) -> Path | None:
-    """The folder nearest to a source that has one of these names; of equally near ones, by the earlier name.
-
-    Raises:
-        CorpusError: a source does not exist.
-    """
-    for level in _levels(sources):
-        for name in names:
-            for folder in level:
-                if folder.name == name:
-                    return folder
-    return None
-
-
 def walk(sources: Sequence[Path]) -> Iterator[Path]:
     """The sources and the folders below them, breadth first, by name on each level.
 

@@ -10,12 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .findings import Findings
 from .media_facts import UnusableMedia, inspect_picture, inspect_recording, read
 from .parallel import in_order
+from .progress import counted_progress
 from .schema import Media
 
 ROW = np.dtype(
@@ -69,7 +68,10 @@ def measure_corpus(corpus: Mapping[str, Dataset], decode: bool, num_proc: int | 
     num_proc = min(num_proc or os.cpu_count() or 1, math.ceil(total / CHUNK_ROWS) or 1)
     measured = Measured({}, Findings())
     chunks: dict[str, list[np.ndarray]] = {split: [] for split in corpus}
-    with in_order(_measure, _chunks(corpus, decode), num_proc, preload=__name__) as results, _progress() as progress:
+    with (
+        in_order(_measure, _chunks(corpus, decode), num_proc, preload=__name__) as results,
+        counted_progress("checking") as progress,
+    ):
         task = progress.add_task("rows", total=total, status="")
         for (split, _, _), (rows, unusable) in results:
             chunks[split].append(rows)
@@ -136,19 +138,7 @@ def _digest(content: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("checking"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[status]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
-
-
 def _status(rows_a_second: float | None, unusable: Findings) -> str:
     speed = f"{rows_a_second:.0f} rows/s" if rows_a_second else ""
-    lost = sum(unusable.counts.values())
+    lost = unusable.total
     return f"{speed} {lost} unusable" if lost else speed

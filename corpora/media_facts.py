@@ -24,6 +24,8 @@ NOT_FINITE = "recording with NaN or infinite samples"
 BROKEN_OFF = "recording that breaks off"
 HIDDEN_SAMPLES = "recording with more samples than its header states"
 
+LONG_SECONDS = 60.0  # of what is unusual for a caption
+
 # A chunk behind the samples: tags, cue points, the encoder's name.
 _CHUNK_NAME = re.compile(rb"[A-Za-z0-9_ ]{4}")
 _TAGS = (b"ID3", b"TAG", b"LIST")  # some programs write these without their proper length

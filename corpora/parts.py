@@ -15,6 +15,7 @@ from .findings import Findings
 from .media_facts import (
     BROKEN_OFF,
     HIDDEN_SAMPLES,
+    LONG_SECONDS,
     NO_SAMPLES,
     UNREADABLE,
     UnusableMedia,
@@ -25,7 +26,6 @@ from .media_facts import (
 )
 from .schema import FEATURES, Media, SpokenCaption
 
-LONG_SECONDS = 60.0
 LONG = f"recording longer than {LONG_SECONDS:g} s, kept"
 REPAIRED = "recording with a broken header, rebuilt from its samples"
 

@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 
 from .findings import Findings
+from .media_facts import LONG_SECONDS
 from .split_facts import ColumnValues, SplitFacts, column_values
 
 SMALLEST_SIDE = 32
 SILENCE = 1e-3  # of full scale: -60 dBFS
 CLIPPED_SHARE = 0.01
 SHORTEST_SECONDS = 0.25
-LONGEST_SECONDS = 60.0
 
 SHARED_ID = "image_id in two splits"
 SHARED_PICTURE = "picture in two splits"
@@ -30,7 +30,7 @@ TINY = f"picture with a side below {SMALLEST_SIDE} pixels"
 SILENT = "silent recording (peak below -60 dBFS)"
 CLIPPED = f"clipped recording (over {CLIPPED_SHARE:.0%} of samples at full scale)"
 SHORT = f"recording shorter than {SHORTEST_SECONDS:g} s"
-LONG = f"recording longer than {LONGEST_SECONDS:g} s"
+LONG = f"recording longer than {LONG_SECONDS:g} s"
 
 _APART = (
     "What is measured on one split was seen in the other: put all captions of a picture into one split, "
@@ -153,7 +153,7 @@ def _doubtful_recordings(split: SplitFacts) -> Findings:
     found.merge(_found(SILENT, np.flatnonzero(heard & (rows["peak"] < SILENCE)), split.caption))
     found.merge(_found(CLIPPED, np.flatnonzero(heard & (rows["clipped"] > CLIPPED_SHARE)), split.caption))
     found.merge(_found(SHORT, np.flatnonzero(heard & (rows["seconds"] < SHORTEST_SECONDS)), lasting))
-    found.merge(_found(LONG, np.flatnonzero(rows["seconds"] > LONGEST_SECONDS), lasting))
+    found.merge(_found(LONG, np.flatnonzero(rows["seconds"] > LONG_SECONDS), lasting))
     return found
 
 

@@ -21,7 +21,6 @@ from .schema import CorpusError, Media, SpokenCaption
 from .splits import karpathy_split
 
 OTHER_SPLIT = "picture in another split than Karpathy's"
-SHARED_ID = "caption whose reassign_id is not one to one with its picture"
 
 _SPLIT_FILES = {
     "Karpathy's split": "SpokenCOCO_{}_karpathy.json",
@@ -37,7 +36,7 @@ _IMAGE_NAME = re.compile(r"(?:.*/)?COCO_(?:train|val)2014_(?P<id>\d{12})\.jpg")
 
 
 class _Caption(NamedTuple):
-    """`split` is None where the file does not state it, `reassign_id` where it is not SpeechCLIP's."""
+    """`split` is None where the file does not state it."""
 
     image: str
     coco_id: int
@@ -46,7 +45,6 @@ class _Caption(NamedTuple):
     text: str | None
     speaker: str | None
     split: str | None
-    reassign_id: str | None
 
 
 class _Layout(NamedTuple):
@@ -68,7 +66,8 @@ def read_spoken_coco(sources: Sequence[Path]) -> Reading:
 
     1. `SpokenCOCO_{train,val,test}_karpathy.json`;
     2. FaST-VGS's `SpokenCOCO_{train,val,test}_unrolled_karpathy.json`, https://github.com/jasonppy/FaST-VGS-Family;
-    3. SpeechCLIP's `SpokenCOCO_ksplit_{train,val,test}.json`, https://github.com/atosystem/SpeechCLIP;
+    3. SpeechCLIP's `SpokenCOCO_ksplit_{train,val,test}.json`, https://github.com/atosystem/SpeechCLIP, whose
+       `reassign_id` stands for the picture as COCO's id does;
     4. platalea's `dataset.json`, SpokenCOCO merged with Karpathy's file, https://github.com/spokenlanguage/platalea;
     5. `SpokenCOCO_{train,val}.json`, as the archive has them. These hold COCO's own split. A picture's split is taken
        from Karpathy's `dataset_coco.json` if that is there, else from the ids that come with this package; so it is
@@ -183,7 +182,6 @@ def _captions(path: Path) -> Iterator[_Caption]:
             text=caption.text_that_may_be_empty("text"),
             speaker=caption.required_text("speaker"),
             split=None,
-            reassign_id=picture.text("reassign_id"),
         )
 
 
@@ -199,7 +197,6 @@ def _merged_captions(path: Path) -> Iterator[_Caption]:
                 text=caption.text_that_may_be_empty("raw"),
                 speaker=caption.text("speaker"),
                 split=_split(picture, "split_karpathy") if "split_karpathy" in picture.values else None,
-                reassign_id=None,
             )
 
 
@@ -226,7 +223,6 @@ def _rows(
     likely = [folder for file in files for folder in (file.parent, file.parent / "SpokenCOCO", file.parent.parent)]
     folders = MediaFolders(sources, likely)
     splits: dict[int, str] = {}
-    reassigned = _OneToOne()
     for file, file_split in layout.files:
         for caption in layout.captions(file):
             coco_id, split = caption.coco_id, file_split or caption.split or karpathy(caption.coco_id)
@@ -236,8 +232,6 @@ def _rows(
                     findings.add(OTHER_SPLIT, f"{coco_id} is in {split}, by Karpathy in {karpathy_split(coco_id)}")
             elif splits[coco_id] != split:
                 raise _in_two_splits(coco_id, splits[coco_id], split, files)
-            if caption.reassign_id and not reassigned.fits(caption.reassign_id, coco_id):
-                findings.add(SHARED_ID, f"{caption.reassign_id} for picture {coco_id}")
             yield split, _row(caption, folders)
 
 
@@ -259,18 +253,3 @@ def _in_two_splits(coco_id: int, first: str, second: str, files: Sequence[Path])
         "splits: there are files of these names that were unrolled from COCO's own. Move them away; from the "
         f"archive's {' and '.join(_RELEASE)} alone the splits are made right."
     )
-
-
-class _OneToOne:
-    """Two kinds of ids that should stand for one another."""
-
-    def __init__(self):
-        self._ids: dict[str, int] = {}
-        self._pictures: dict[int, str] = {}
-
-    def fits(self, reassign_id: str, coco_id: int) -> bool:
-        """Whether neither was seen with another."""
-        return (
-            self._ids.setdefault(reassign_id, coco_id) == coco_id
-            and self._pictures.setdefault(coco_id, reassign_id) == reassign_id
-        )

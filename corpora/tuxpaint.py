@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from xml.etree import ElementTree
 from datasets import Dataset, DatasetDict
 from PIL import Image
 
-from .losses import refuse_or_warn
+from .findings import Findings, refuse_losses
 from .media_facts import audio_problem
 from .schema import (
     SPLITS,
@@ -32,6 +33,8 @@ from .schema import (
     save_corpus,
     split_from_rows,
 )
+
+logger = logging.getLogger(__name__)
 
 INSTALLED = Path("/usr/share/tuxpaint/stamps")
 LONGEST_SIDE = 224
@@ -310,7 +313,7 @@ def _usable(
     root: Path,
     skip_missing: bool,
 ) -> list[Recording]:
-    problems = {}
+    unusable, losses = set(), Findings()
     for recording in recordings:
         if recording.language is None:
             problem = "its name ends in no language that is known"
@@ -319,9 +322,14 @@ def _usable(
         else:
             problem = picture_problems.get(recording.stamp) or audio_problem(_audio(recording.path))
         if problem:
-            problems[recording] = f"{recording.path.relative_to(root)}: {problem}"
-    refuse_or_warn({str(root): list(problems.values())}, {str(root): len(recordings)}, skip_missing)
-    return [recording for recording in recordings if recording not in problems]
+            unusable.add(recording)
+            losses.add("unusable picture or recording", f"{recording.path.relative_to(root)}: {problem}")
+    if not skip_missing:
+        refuse_losses(losses, len(recordings))
+    elif losses.counts:
+        listed = "\n".join(map(losses.listed, losses.counts))
+        logger.warning("Left out %d of %d spoken captions.\n%s", losses.total, len(recordings), listed)
+    return [recording for recording in recordings if recording not in unusable]
 
 
 def _grouping_keys(

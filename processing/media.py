@@ -12,6 +12,12 @@ import soundfile
 import soxr
 from PIL import Image, ImageOps
 
+PICTURE_SUFFIXES = frozenset((".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+"""Names of files that are taken for pictures where a folder is searched for them."""
+
+RECORDING_SUFFIXES = frozenset((".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav"))
+"""The same of recordings."""
+
 # A picture of this many pixels needs about 0.5 GB while it is decoded; more is a decompression bomb or a mistake.
 MAX_PIXELS = 120_000_000
 

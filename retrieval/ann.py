@@ -1,9 +1,4 @@
-"""Which approximate index over embeddings, and how large its parts are.
-
-IVF_PQ, measured on one core with 305,120 generated vectors of 256 numbers in 1,000 clusters: built in 161 s, and with
-:data:`PROBES` and :data:`REFINE` 100 % of the exact 100 nearest. IVF_SQ was as good and three times slower to search;
-IVF_HNSW_SQ was not built after 190 s on a third of the vectors.
-"""
+"""Which approximate index over embeddings, and how large its parts are: IVF-PQ, refined by exact distances."""
 
 from __future__ import annotations
 

@@ -11,15 +11,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+from ..processing.media import PICTURE_SUFFIXES, RECORDING_SUFFIXES
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
 Modality = Literal["image", "speech"]
 
-SUFFIXES: dict[Modality, frozenset[str]] = {
-    "image": frozenset({".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}),
-    "speech": frozenset({".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav"}),
-}
+SUFFIXES: dict[Modality, frozenset[str]] = {"image": PICTURE_SUFFIXES, "speech": RECORDING_SUFFIXES}
 PLURAL: dict[Modality, str] = {"image": "pictures", "speech": "recordings"}
 _ROWS_AT_A_TIME = 64
 

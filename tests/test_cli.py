@@ -13,11 +13,10 @@ from safetensors.torch import load_file, save_file
 from speech_image_retrieval.cli import app
 from speech_image_retrieval.cli.corpus import CORPUS_OPTIONS
 from speech_image_retrieval.corpora.schema import save_corpus, split_from_rows
-from speech_image_retrieval.modeling.configuration_speech_image_retrieval import SpeechImageRetrievalConfig
-from speech_image_retrieval.modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
-from speech_image_retrieval.processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
-from transformers import BlipImageProcessorPil, HubertConfig, Wav2Vec2FeatureExtractor
+from transformers import HubertConfig
 from typer.testing import CliRunner, Result
+
+from .retrieval.tiny_gallery import save_tiny
 
 RATE = 16_000
 COLOURS = {"train": (200, 0, 0), "validation": (0, 200, 0), "test": (0, 0, 200)}
@@ -86,27 +85,7 @@ def corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    shape = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    speech = {
-        "model_type": "hubert",
-        "conv_dim": [8, 8],
-        "conv_kernel": [10, 8],
-        "conv_stride": [10, 8],
-        "num_conv_pos_embeddings": 4,
-        "num_conv_pos_embedding_groups": 2,
-    }
-    config = SpeechImageRetrievalConfig(
-        speech_config={**shape, **speech},
-        vision_config={**shape, "model_type": "vit", "image_size": 16, "patch_size": 8},
-        multimodal_config={**shape, "num_speech_layers": 1},
-        projection_dim=4,
-    )
-    SpeechImageRetrievalModel(config).save_pretrained(folder)
-    image_processor = BlipImageProcessorPil(size={"height": 16, "width": 16})
-    processor = SpeechImageRetrievalProcessor(Wav2Vec2FeatureExtractor(), image_processor, max_seconds=2.0)
-    processor.save_pretrained(folder)
-    return folder
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture

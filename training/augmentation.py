@@ -20,11 +20,10 @@ import soundfile
 import soxr
 from PIL import Image, ImageEnhance
 
-from ..processing.media import MediaError, load_speech
+from ..processing.media import RECORDING_SUFFIXES, MediaError, load_speech
 from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
 from .arguments import ArgumentError, TrainingArguments, refuse_unknown_names
 
-_AUDIO_FILES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff")
 # Without a number of its own, a generator would repeat the one that places the crop of the same row.
 _SPEECH_STREAM, _IMAGE_STREAM = 1, 2
 _TELEPHONE_RATE = 8000
@@ -108,9 +107,11 @@ class Recordings:
 
     def __init__(self, folder: str, where: str):
         files = Path(folder).rglob("*") if isinstance(folder, str) else ()
-        self._paths = sorted(path for path in files if path.suffix.lower() in _AUDIO_FILES)
+        self._paths = sorted(path for path in files if path.suffix.lower() in RECORDING_SUFFIXES)
         if not self._paths:
-            raise ArgumentError(f"{where}: there are no recordings ({', '.join(_AUDIO_FILES)}) in {folder!r}")
+            raise ArgumentError(
+                f"{where}: there are no recordings ({', '.join(sorted(RECORDING_SUFFIXES))}) in {folder!r}"
+            )
 
     def draw(self, rate: int, rng: np.random.Generator) -> np.ndarray:
         """(samples,) float32 of one of them, not all 0."""

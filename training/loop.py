@@ -14,11 +14,11 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset, DatasetDict
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ..corpora.hub import load_hub_corpus, stream_training_rows
+from ..corpora.progress import counted_progress
 from ..corpora.schema import load_corpus
 from ..evaluation import evaluate_retrieval, format_report
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
@@ -116,16 +116,7 @@ class Trainer:
         self._resume()
         save_arguments(self.arguments, self.output_dir / "arguments.yaml")
         self.log = TrainingLog(self.output_dir, first_step=self.step + 1)
-        progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-        )
-        with progress:
+        with counted_progress("training") as progress:
             self.bar = progress.add_task("steps", total=self.total_steps, completed=self.step, status="")
             self.progress = progress
             while self.step < self.total_steps:

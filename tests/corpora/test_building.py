@@ -17,7 +17,6 @@ from filelock import FileLock
 from PIL import Image
 from speech_image_retrieval.corpora import building, parts
 from speech_image_retrieval.corpora.building import REPORT, Reading, build_from_files
-from speech_image_retrieval.corpora.findings import Findings
 from speech_image_retrieval.corpora.media_facts import (
     BROKEN_OFF,
     EMPTY,
@@ -121,7 +120,7 @@ def test_every_defect_is_refused_by_name_or_left_out_if_asked(
         (media / file).write_bytes(whole[:40] + (100).to_bytes(4, "little") + whole[44:])
     else:
         (media / file).write_bytes(content)
-    with pytest.raises(CorpusError, match=rf"1 of 12 captions(.|\n)*1 x {kind}:\n  caption 3: .*{file}"):
+    with pytest.raises(CorpusError, match=rf"1 of 12 spoken captions(.|\n)*1 x {kind}:\n  caption 3: .*{file}"):
         build(media, tmp_path / "corpus")
     assert not (tmp_path / "corpus").exists()
     built = build(media, tmp_path / "corpus", skip_missing=True)
@@ -135,7 +134,7 @@ def test_known_defects_are_left_out_without_asking(media: Path, tmp_path: Path):
     known = frozenset([EMPTY])
     built = build(media, tmp_path / "corpus", Reading(captions(media), known_defects=known))
     (media / "4.jpg").write_bytes(b"")
-    with pytest.raises(CorpusError, match="1 of 11 captions"):  # of recordings, not of pictures
+    with pytest.raises(CorpusError, match="1 of 12 spoken captions"):  # of recordings, not of pictures
         build(media, tmp_path / "other", Reading(captions(media), known_defects=known))
     assert built.report["left_out"] == {EMPTY: {"count": 1, "first": [f"caption 3: {media / '3.wav'}: an empty file"]}}
 
@@ -255,7 +254,7 @@ def test_too_many_known_defects_are_none(media: Path, tmp_path: Path, monkeypatc
     monkeypatch.setattr(building, "_KNOWN_AT_MOST", 1)
     for number in (3, 6):
         (media / f"{number}.wav").write_bytes(b"")
-    with pytest.raises(CorpusError, match="2 of 12 captions"):
+    with pytest.raises(CorpusError, match="2 of 12 spoken captions"):
         build(media, tmp_path / "corpus", Reading(captions(media), known_defects=frozenset([EMPTY])))
 
 
@@ -309,18 +308,3 @@ def test_the_corpus_loads_with_datasets_alone(media: Path, tmp_path: Path):
     loaded = load_from_disk(str(tmp_path / "corpus"))
     assert loaded["test"].features == FEATURES
     assert loaded["test"][0]["audio"]["path"] == str(media / "2.wav")
-
-
-def test_findings_survive_json_and_add_up():
-    one, other = Findings(), Findings()
-    for number in range(4):
-        one.add("missing file", f"a{number}")
-        other.add("missing file", f"b{number}")
-    other.add("empty file", "c")
-    one.merge(Findings.from_dict(json.loads(json.dumps(other.to_dict()))))
-    assert one.counts == {"missing file": 8, "empty file": 1}
-    assert one.listed("missing file").splitlines() == [
-        "8 x missing file:",
-        *("  a0", "  a1", "  a2", "  a3", "  b0"),
-        "  and 3 more",
-    ]

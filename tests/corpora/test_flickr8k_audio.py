@@ -129,7 +129,7 @@ def test_what_is_no_16_bit_mono_recording_is_not_rebuilt(tmp_path: Path):
     file = tmp_path / "source" / "flickr_audio" / "wavs" / trees.SILENCED
     soundfile.write(file, np.zeros(8000), 8000, subtype="FLOAT")
     file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(CorpusError, match=f"(?s)1 of 20 captions.*{trees.SILENCED}"):
+    with pytest.raises(CorpusError, match=f"(?s)1 of 20 spoken captions.*{trees.SILENCED}"):
         build(sources, tmp_path / "corpus")
 
 

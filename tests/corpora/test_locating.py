@@ -9,7 +9,6 @@ from speech_image_retrieval.corpora.locating import (
     MediaFolders,
     checked_relative,
     find_files,
-    find_folder,
     find_matching,
     nothing_found,
     walk,
@@ -66,14 +65,6 @@ def test_links_in_a_circle_end(tmp_path: Path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a/b").symlink_to(tmp_path, target_is_directory=True)
     assert list(walk([tmp_path])) == [tmp_path, tmp_path / "a"]
-
-
-def test_folders_are_found_by_nearness_and_then_by_the_order_of_names(tmp_path: Path):
-    for name in ("deep/er/first", "deep/second", "deep/third"):
-        (tmp_path / name).mkdir(parents=True)
-    assert find_folder([tmp_path], ["first", "third", "second"]) == tmp_path / "deep/third"
-    assert find_folder([tmp_path], ["fourth"]) is None
-    assert find_folder([tmp_path / "deep"], ["deep"]) == tmp_path / "deep"
 
 
 def test_files_are_found_by_a_pattern_once_a_name(tmp_path: Path):

@@ -111,7 +111,7 @@ def test_a_json_that_is_broken_is_refused(content: str, message: str, root: Path
 
 def test_a_recording_that_is_missing_is_refused(root: Path, tmp_path: Path):
     (root / f"CORPUS-MSCOCO/{SOME.folder}/wav/{SOME.speech_coco}.wav").unlink()
-    with pytest.raises(CorpusError, match=f"1 of 31 captions.*\n1 x missing file:\n  {SOME.speech_coco}"):
+    with pytest.raises(CorpusError, match=f"1 of 31 spoken captions.*\n1 x missing file:\n  {SOME.speech_coco}"):
         build(tmp_path / "out", root)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from speech_image_retrieval.corpora.building import Built, build_from_files
 from speech_image_retrieval.corpora.schema import CorpusError
-from speech_image_retrieval.corpora.spoken_coco import OTHER_SPLIT, SHARED_ID, read_spoken_coco
+from speech_image_retrieval.corpora.spoken_coco import OTHER_SPLIT, read_spoken_coco
 
 from . import fixture_trees as trees
 
@@ -159,14 +159,6 @@ def test_a_dataset_json_of_flickr8k_is_passed_over(tmp_path: Path):
     assert len(rows_by_id(build(root, tmp_path / "out"))) == 31
     (root / "dataset.json").write_text("no json")
     assert len(rows_by_id(build(root, tmp_path / "out"))) == 31
-
-
-def test_an_id_of_speechclip_for_two_pictures_is_reported(tmp_path: Path):
-    root = write_tree(tmp_path / "root", ksplit)
-    edit(root / "SpokenCOCO/SpokenCOCO_ksplit_val.json", lambda values: values["data"][0].update(reassign_id=0))
-    found = build(root, tmp_path / "out").report["read"]
-    assert found[SHARED_ID]["count"] == 5
-    assert found[SHARED_ID]["first"][0] == "0 for picture 139"
 
 
 def test_files_unrolled_from_cocos_own_split_are_refused(tmp_path: Path):

@@ -438,7 +438,7 @@ def test_speech_is_augmented_while_pictures_come_from_the_feature_cache(make_arg
         ({"time_mask": {"share": [0, 1]}}, "time_mask.share must be .* between 0 and 0.5"),
         ({"telephone": {"probability": 1.5}}, "telephone.probability must be a number between 0 and 1, not 1.5"),
         ({"telephone": {"probability": [0.5]}}, r"telephone.probability must be a number .*, not \[0.5\]"),
-        ({"noise": {"folder": "nowhere"}}, r"noise.folder: there are no recordings \(.wav, .*\) in 'nowhere'"),
+        ({"noise": {"folder": "nowhere"}}, r"noise.folder: there are no recordings \(.aif, .*\) in 'nowhere'"),
         ({"noise": {"folder": 5}}, "noise.folder: there are no recordings .* in 5"),
     ],
     ids=str,
