@@ -29,7 +29,9 @@ def index(
     ],
     out: Annotated[
         str,
-        typer.Option(help="Folder of the index, or an address that LanceDB opens (s3://..., db://...)."),
+        typer.Option(
+            "--out", "--uri", help="Folder of the index, or an address that LanceDB opens (s3://..., db://...)."
+        ),
     ],
     split: Annotated[str, typer.Option(help="Which split of a corpus.")] = "test",
     modality: Annotated[

@@ -82,7 +82,7 @@ def _print_results(query: Path, results: Sequence[Found]) -> None:
 
 
 def _as_json(query: Path, results: Sequence[Found]) -> dict[str, object]:
-    rows = [{name: value for name, value in asdict(result).items() if name != "thumbnail"} for result in results]
+    rows = [{name: value for name, value in asdict(result).items() if name != "preview"} for result in results]
     return {"query": str(query), "results": rows}
 
 
@@ -95,7 +95,7 @@ def _draw_sheet(queries: Sequence[Path], found: Sequence[Sequence[Found]], sampl
     def row(query: Path, results: Sequence[Found]) -> SheetQuery:
         shown = [
             SheetResult(
-                Image.open(io.BytesIO(result.thumbnail)),
+                Image.open(io.BytesIO(result.preview)),
                 result.text or result.name,
                 result.coarse_score,
                 result.coarse_rank,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import soundfile
 import torch
 from PIL import Image
 from torch import Tensor, nn
@@ -41,7 +42,7 @@ class EncodedBatch(NamedTuple):
 class _Prepared(NamedTuple):
     items: list[Item]
     inputs: Mapping[str, Tensor]
-    thumbnails: list[bytes | None]
+    previews: list[bytes]
     unreadable: list[Unreadable]
 
 
@@ -110,15 +111,14 @@ def _reason(processor: Callable, modality: Modality, item: Item) -> str | None:
     return None
 
 
-def _inputs(
-    processor: Callable, modality: Modality, items: list[Item]
-) -> tuple[Mapping[str, Tensor], list[bytes | None]]:
+def _inputs(processor: Callable, modality: Modality, items: list[Item]) -> tuple[Mapping[str, Tensor], list[bytes]]:
     if modality == "image":
         pictures = [load_image(item.medium) for item in items]
         return processor(images=pictures, return_tensors="pt"), [_thumbnail(picture) for picture in pictures]
     rate = processor.sampling_rate
     clips = [load_speech(item.medium, None, rate) for item in items]
-    return processor(audio=clips, sampling_rate=rate, return_tensors="pt"), [None] * len(items)
+    inputs = processor(audio=clips, sampling_rate=rate, return_tensors="pt")  # first: it refuses what is too long
+    return inputs, [_compressed(clip, rate) for clip in clips]
 
 
 def _thumbnail(picture: Image.Image) -> bytes:
@@ -126,6 +126,12 @@ def _thumbnail(picture: Image.Image) -> bytes:
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     small.save(stream, "JPEG", quality=85)
+    return stream.getvalue()
+
+
+def _compressed(clip: np.ndarray, rate: int) -> bytes:
+    stream = io.BytesIO()
+    soundfile.write(stream, clip.clip(-1, 1), rate, format="OGG", subtype="OPUS")  # Vorbis crashes on long recordings
     return stream.getvalue()
 
 
@@ -139,7 +145,7 @@ def _encode(
     columns: dict[str, Any] = {
         name: [getattr(item, name) for item in prepared.items] for name in schema.names if name in Item._fields
     }
-    columns["thumbnail"] = prepared.thumbnails
+    columns["preview"] = prepared.previews
     flat = pa.array(embeddings.numpy().reshape(-1))
     columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, embeddings.shape[1])
     if "states" in schema.names:

@@ -23,7 +23,7 @@ _QUERIES_AT_A_TIME = 16  # bounds the token states in memory: 16 x 32 candidates
 
 
 class SpeechImageIndex:
-    """Embeddings, thumbnails and token states of a gallery in a LanceDB table, searched coarse-to-fine.
+    """Embeddings, previews and token states of a gallery in a LanceDB table, searched coarse-to-fine.
 
     Build one with :meth:`create` or :meth:`open`. Updates are incremental, and every write is whole or not there: an
     update that was killed is finished by the next one. Several processes may write at once.

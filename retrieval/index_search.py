@@ -26,7 +26,7 @@ from .encoding import encode_inputs
 from .index_table import IndexInfo, IndexProblem
 from .sources import Modality
 
-_SHOWN = ("id", "name", "source", "path", "text", "speaker", "language", "thumbnail")
+_SHOWN = ("id", "name", "source", "path", "text", "speaker", "language", "preview")
 _RECOMPUTED_AT_A_TIME = 32
 
 
@@ -36,7 +36,7 @@ class Found:
 
     Attributes:
         id: its id in the index. name: within its source. path: its file, if it has one.
-        thumbnail: JPEG of at most 256 pixels a side; None for recordings.
+        preview: JPEG of at most 256 pixels a side, or the recording as Ogg Opus.
         coarse_score: cosine similarity with the query.
         coarse_rank: its rank by that similarity, from 1.
         matching_score: matching logit, above 0 for "they match"; None for one that was not re-ranked.
@@ -49,7 +49,7 @@ class Found:
     text: str | None
     speaker: str | None
     language: str | None
-    thumbnail: bytes | None
+    preview: bytes
     coarse_score: float
     coarse_rank: int
     matching_score: float | None
@@ -86,7 +86,7 @@ def check_filter(table: lancedb.table.Table, where: str) -> None:
     try:
         table.search().where(where).select(["id"]).explain_plan()
     except (ValueError, RuntimeError) as error:
-        columns = ", ".join(name for name in table.schema.names if name not in ("thumbnail", "embedding", "states"))
+        columns = ", ".join(name for name in table.schema.names if name not in ("preview", "embedding", "states"))
         raise ValueError(
             f"The filter {where!r} cannot be used: {str(error).splitlines()[0]} Write it in SQL, for instance "
             f"\"language = 'en' AND text LIKE '%dog%'\". Columns: {columns}."

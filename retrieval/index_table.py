@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from .sources import Modality
 
-FORMAT = 1
+FORMAT = 2
 TABLE = "items"
 _METADATA = b"speech_image_index"
 _MAGIC = b"LANC"  # how every data file of LanceDB ends
@@ -47,7 +47,11 @@ class IndexInfo:
     format: int = FORMAT
 
     def schema(self) -> pa.Schema:
-        """Columns of the table; `embedding` has unit length, `states` is (token_count, width) float16."""
+        """Columns of the table.
+
+        `preview` is what a result shows: a JPEG of at most 256 pixels a side, or the whole recording as Ogg Opus.
+        `embedding` has unit length, `states` is (token_count, width) float16.
+        """
         fields = [
             pa.field("id", pa.string(), nullable=False),
             pa.field("source", pa.string(), nullable=False),
@@ -57,7 +61,7 @@ class IndexInfo:
             pa.field("text", pa.string()),
             pa.field("speaker", pa.string()),
             pa.field("language", pa.string()),
-            pa.field("thumbnail", pa.binary()),
+            pa.field("preview", pa.binary(), nullable=False),
             pa.field("embedding", pa.list_(pa.float32(), self.projection_dim), nullable=False),
         ]
         if self.keep_states:

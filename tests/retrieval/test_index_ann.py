@@ -19,8 +19,9 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def fill(uri: Path, vectors: np.ndarray) -> None:
+    constant = {"source": "generated", "fingerprint": "", "preview": b""}
     rows = [
-        {"id": f"{number}", "source": "generated", "name": f"{number}", "fingerprint": "", "embedding": vector}
+        {"id": f"{number}", "name": f"{number}", "embedding": vector, **constant}
         for number, vector in enumerate(vectors)
     ]
     create_table(str(uri), INFO).add(rows)

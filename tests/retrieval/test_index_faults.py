@@ -29,7 +29,7 @@ def interrupted(tmp_path_factory) -> Path:
 
 
 def contents(index: SpeechImageIndex) -> dict[str, dict]:
-    columns = ["id", "fingerprint", "embedding", "token_count", "states", "thumbnail"]
+    columns = ["id", "fingerprint", "embedding", "token_count", "states", "preview"]
     rows = [row for batch in index.rows(columns) for row in batch.to_pylist()]
     by_id = {row["id"]: row for row in rows}
     assert len(by_id) == len(rows)
@@ -41,7 +41,7 @@ def assert_same(one: SpeechImageIndex, other: SpeechImageIndex) -> None:
     assert first.keys() == second.keys()
     for item_id, row in first.items():
         twin = second[item_id]
-        assert all(row[name] == twin[name] for name in ("fingerprint", "token_count", "thumbnail"))
+        assert all(row[name] == twin[name] for name in ("fingerprint", "token_count", "preview"))
         np.testing.assert_allclose(row["embedding"], twin["embedding"], atol=1e-6)
         states, others = (np.frombuffer(part["states"], np.float16).astype(float) for part in (row, twin))
         np.testing.assert_allclose(states, others, atol=2e-3)
