@@ -1,11 +1,6 @@
 from __future__ import annotations
 
-import ast
 import io
-import os
-import subprocess
-import sys
-import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,22 +9,9 @@ import pytest
 from datasets import Dataset
 from speech_image_retrieval.corpora.building import Reading, build_from_files
 
+from ..hub_client import ANYONE, run
 from ..hub_server import TOKEN, HubServer
 from .spoken_rows import SPLITS, file, picture, recording, row, sound_corpus
-
-ANYONE = "hf_anyone"
-
-# The Hub's clients also look elsewhere, and say nothing if that fails.
-LOOPBACK_ONLY = """
-import os, socket
-look_up = socket.getaddrinfo
-def look_up_loopback(host, *args, **options):
-    if host != "127.0.0.1":
-        os.write(2, f"{host} was looked up".encode())
-        os._exit(1)
-    return look_up(host, *args, **options)
-socket.getaddrinfo = look_up_loopback
-"""
 
 
 class Pushed(NamedTuple):
@@ -83,25 +65,6 @@ def _row_on_disk(folder: Path, split: str, number: int) -> dict[str, Any]:
 def _with_bytes(row: dict[str, Any]) -> dict[str, Any]:
     paths = {name: Path(row[name]["path"]) for name in ("image", "audio")}
     return {**row, **{name: {"bytes": path.read_bytes(), "path": path.name} for name, path in paths.items()}}
-
-
-def run(hub: HubServer, home: Path, script: str, token: str | None = ANYONE) -> Any:
-    """What a script prints at last, in a process that knows nothing but the Hub and what is in `home`."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    own |= {
-        "HF_ENDPOINT": hub.url,
-        "HF_HOME": str(home / "hf"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_UPDATE_DOWNLOAD_COUNTS": "0",
-        "no_proxy": "127.0.0.1",
-    }
-    if token:
-        own["HF_TOKEN"] = token
-    command = [sys.executable, "-c", LOOPBACK_ONLY + textwrap.dedent(script)]
-    done = subprocess.run(command, env=own, cwd=home, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return ast.literal_eval(done.stdout.splitlines()[-1])
 
 
 def refusals(

@@ -1,0 +1,65 @@
+"""Record a spoken query from the microphone."""
+
+from __future__ import annotations
+
+import sys
+from threading import Event, Thread
+from typing import Any
+
+import numpy as np
+import typer
+
+_QUIETEST = 1e-3  # of full scale, -60 dB: below is a microphone that is muted
+
+
+def record_speech(max_seconds: float) -> dict[str, Any]:
+    """Record until Enter is pressed, for at most `max_seconds`.
+
+    Returns:
+        A mapping as the processor reads it: `array` (samples,) float32 and `sampling_rate` in Hz, the device's own.
+
+    Raises:
+        ValueError: sounddevice is not installed, there is no microphone, or it gives silence.
+    """
+    sounddevice = _sounddevice()
+    blocks: list[np.ndarray] = []
+
+    def keep(block: np.ndarray, *_: object) -> None:
+        blocks.append(block[:, 0].copy())
+
+    try:
+        rate = int(sounddevice.query_devices(kind="input")["default_samplerate"])
+        with sounddevice.InputStream(samplerate=rate, channels=1, dtype="float32", callback=keep):
+            typer.echo(f"Speak now; press Enter when you are done (at most {max_seconds:g} seconds).", err=True)
+            _enter_pressed().wait(max_seconds)
+    except sounddevice.PortAudioError as error:
+        raise ValueError(
+            f"The microphone cannot be used: {error}. Check that one is connected and allowed."
+        ) from error
+    samples = np.concatenate(blocks) if blocks else np.empty(0, dtype=np.float32)
+    if not len(samples) or np.abs(samples).max() < _QUIETEST:
+        raise ValueError("The microphone gave silence. Check that it is the right one and not muted.")
+    return {"array": samples[: int(max_seconds * rate)], "sampling_rate": rate}
+
+
+def _sounddevice() -> Any:
+    try:
+        import sounddevice
+    except ModuleNotFoundError:
+        raise ValueError(
+            "--mic needs sounddevice. Install it: pip install 'speech-image-retrieval[microphone]'"
+        ) from None
+    except OSError as error:  # the wheel for Linux comes without PortAudio
+        raise ValueError(f"--mic needs PortAudio ({error}). On Debian: apt-get install libportaudio2") from None
+    return sounddevice
+
+
+def _enter_pressed() -> Event:
+    pressed = Event()
+
+    def wait() -> None:
+        sys.stdin.readline()
+        pressed.set()
+
+    Thread(target=wait, daemon=True).start()
+    return pressed

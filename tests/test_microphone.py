@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import io
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from speech_image_retrieval.cli.microphone import record_speech
+
+RATE = 48_000
+
+
+class FakeDevice(SimpleNamespace):
+    """Stands for the module sounddevice: a microphone that gives one tone as soon as it is opened."""
+
+    PortAudioError = OSError
+
+    def query_devices(self, kind: str) -> dict:
+        if self.seconds == 0:
+            raise self.PortAudioError("Error querying device -1")
+        return {"default_samplerate": float(RATE)}
+
+    def InputStream(self, samplerate: int, channels: int, dtype: str, callback):
+        tone = self.loudness * np.sin(np.arange(int(self.seconds * samplerate)) / 20)
+        for block in np.array_split(tone.astype(dtype)[:, None].repeat(channels, 1), 7):
+            reused = block.copy()
+            callback(reused, len(block), None, None)
+            reused[:] = np.nan  # PortAudio's buffer is only valid during the call
+        return io.BytesIO()  # any context manager
+
+
+@pytest.fixture
+def microphone(monkeypatch):
+    device = FakeDevice(seconds=0.5, loudness=0.1)
+    monkeypatch.setitem(sys.modules, "sounddevice", device)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    return device
+
+
+def test_all_blocks_are_kept_in_order(microphone):
+    recorded = record_speech(max_seconds=8)
+    expected = 0.1 * np.sin(np.arange(RATE // 2) / 20)
+    assert recorded["sampling_rate"] == RATE
+    np.testing.assert_allclose(recorded["array"], expected, atol=1e-6)
+
+
+def test_no_more_than_the_model_hears_is_kept(microphone):
+    assert len(record_speech(max_seconds=0.25)["array"]) == RATE // 4
+
+
+def test_what_cannot_be_recorded_is_explained(microphone, monkeypatch):
+    microphone.loudness = 0
+    with pytest.raises(ValueError, match="gave silence"):
+        record_speech(1)
+    microphone.seconds = 0
+    with pytest.raises(ValueError, match="cannot be used: Error querying device"):
+        record_speech(1)
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    with pytest.raises(ValueError, match=r"pip install 'speech-image-retrieval\[microphone\]'"):
+        record_speech(1)
