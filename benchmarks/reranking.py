@@ -59,7 +59,7 @@ def main() -> None:
 def _albef(model: nn.Module, speech: Tensor, mask: Tensor, images: Tensor) -> Tensor:
     """(candidates,) logits of one query; each argument has a row for each candidate."""
     with inference(model):
-        states, _ = model.multimodal_encoder(speech, mask, images)
+        states, _ = model.multimodal_encoder(speech, mask, model.project_images(images))
         return model.matching_head(states[:, 0]).squeeze(-1).float()
 
 

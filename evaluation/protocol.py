@@ -30,7 +30,7 @@ def evaluate_retrieval(
     score_rule: ScoreRule = "sim",
     temperature: float | None = None,
     batch_size: int = 64,
-    pairs_per_batch: int = 256,
+    pairs_per_batch: int = 128,
     states_dtype: torch.dtype | None = None,
     num_workers: int = 0,
     group_by: str | None = None,
@@ -97,7 +97,7 @@ def evaluate_encoded(
     rerank_top_k: int = 32,
     score_rule: ScoreRule = "sim",
     temperature: float | None = None,
-    pairs_per_batch: int = 256,
+    pairs_per_batch: int = 128,
     groups: Sequence[str] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:

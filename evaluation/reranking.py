@@ -20,6 +20,8 @@ from .recall import refuse_nan
 from .states import PackedStates
 
 ScoreRule = Literal["sim", "sim+sic"]
+# Token states of the pictures whose keys and values are in memory: those take 2 x layers times as much.
+_PROJECTED_STATES_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def rerank(
     *,
     score_rule: ScoreRule = "sim",
     temperature: float | None = None,
-    pairs_per_batch: int = 256,
+    pairs_per_batch: int = 128,
     progress: bool = False,
 ) -> Reranked:
     """Re-rank the top k of every caption and of every image. A pair that both directions need is scored once.
@@ -66,7 +68,7 @@ def rerank(
             "sim+sic": the matching logit plus the coarse similarity divided by `temperature`, the two logits that
             training fitted (BLIP and LAVIS add the plain cosine: a temperature of 1).
         temperature: for "sim+sic"; None takes the one that the model learned, `model.temperature`.
-        pairs_per_batch: pairs in one call of `model.match`.
+        pairs_per_batch: pairs in one call of `model.match`; on a CPU more fall out of its caches.
 
     Raises:
         ValueError: a coarse similarity or a matching logit is NaN, or an argument is out of range.
@@ -134,13 +136,13 @@ def score_pairs(
     speech: Tensor,
     image: Tensor,
     *,
-    pairs_per_batch: int = 256,
+    pairs_per_batch: int = 128,
     progress: bool = False,
 ) -> Tensor:
     """Matching logits of any pairs: of caption `speech[i]` with image `image[i]`, (pairs,) both.
 
-    Pairs of similar speech length share a batch, which is padded to its longest clip; a clip or a picture that occurs
-    several times in a batch is sent to the model's device once.
+    Every picture is projected once, and every clip goes through what does not depend on the picture once in a batch;
+    pairs of similar speech length share a batch, which is padded to its longest clip.
 
     Returns:
         (pairs,) float32 on the CPU, in the order of the pairs.
@@ -148,18 +150,33 @@ def score_pairs(
     Raises:
         ValueError: a logit is NaN.
     """
-    order = speech_states.lengths[speech].argsort(descending=True, stable=True)
-    logits = torch.empty(len(order))
+    by_clip = speech.argsort(stable=True)
+    order = by_clip[speech_states.lengths[speech[by_clip]].argsort(descending=True, stable=True)]
+    at_a_time = max(1, _PROJECTED_STATES_BYTES // (image_states[0].numel() * image_states.element_size()))
+    batches = [
+        (pictures, pairs)
+        for pictures in image.unique().split(at_a_time)
+        for pairs in order[torch.isin(image[order], pictures)].split(pairs_per_batch)
+    ]
+    logits, projected, pictures_projected = torch.empty(len(order)), None, None
     with inference(model):
-        for batch in track(order.split(pairs_per_batch), "Re-ranking", disable=not progress):
-            clips, clip_of_pair = speech[batch].unique(return_inverse=True)
-            pictures, picture_of_pair = image[batch].unique(return_inverse=True)
+        for pictures, pairs in track(batches, "Re-ranking", disable=not progress):
+            if pictures is not pictures_projected:
+                projected = model.project_images(image_states[pictures].to(model.device, model.dtype))
+                pictures_projected = pictures
+            clips, clip_of_pair = speech[pairs].unique(return_inverse=True)
             states, mask = speech_states.padded(clips)
-            states, image_tokens = (part.to(model.device, model.dtype) for part in (states, image_states[pictures]))
-            clip_of_pair, picture_of_pair = clip_of_pair.to(model.device), picture_of_pair.to(model.device)
-            mask = mask.to(model.device)
-            scores = model.match(states[clip_of_pair], mask[clip_of_pair], image_tokens, picture_of_pair)
-            logits[batch] = scores.float().cpu()
+            logits[pairs] = (
+                model.match(
+                    states.to(model.device, model.dtype),
+                    mask.to(model.device),
+                    projected,
+                    image_rows=torch.searchsorted(pictures, image[pairs]).to(model.device),
+                    speech_rows=clip_of_pair.to(model.device),
+                )
+                .float()
+                .cpu()
+            )
     if logits.isnan().any():
         pair = int(logits.isnan().nonzero()[0])
         raise ValueError(

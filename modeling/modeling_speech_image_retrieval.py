@@ -32,7 +32,7 @@ from .padding import leave_out_padding
 from .pretrained_backbones import compose_config, load_speech_backbone, load_vision_backbone
 from .speech_frames import join_chunks, pool_frames
 from .supported_backbones import check_backbones, weighed_layers
-from .transformer_layers import SpeechImageEncoder, SpeechImageRetrievalPreTrainedModel
+from .transformer_layers import KeysValues, SpeechImageEncoder, SpeechImageRetrievalPreTrainedModel
 
 
 @dataclass
@@ -289,20 +289,35 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
         embeds = nn.functional.normalize(self.image_projection(states[:, 0]).float(), dim=-1)
         return BaseModelOutputWithPooling(last_hidden_state=None if pooled_only else states, pooler_output=embeds)
 
+    def project_images(self, image_states: Tensor) -> tuple[KeysValues, ...]:
+        """What the multimodal encoder attends to in (images, tokens, hidden_size) states: keys and values of that
+        shape for each of its layers. Projected once, they serve several calls of :meth:`match`."""
+        return self.multimodal_encoder.keys_values(image_states)
+
     def match(
-        self, speech_states: Tensor, speech_mask: Tensor, image_states: Tensor, image_rows: Tensor | None = None
+        self,
+        speech_states: Tensor,
+        speech_mask: Tensor,
+        image_states: Tensor | tuple[KeysValues, ...],
+        image_rows: Tensor | None = None,
+        speech_rows: Tensor | None = None,
     ) -> Tensor:
         """Matching logits of pairs: row i pairs speech i with image i; above 0 means "they match".
 
         Args:
-            speech_states: (pairs, tokens, hidden_size). speech_mask: (pairs, tokens), 0 on padding.
-            image_states: (pairs, tokens, hidden_size), or with `image_rows` (images, tokens, hidden_size).
-            image_rows: (pairs,) int64, the image of each pair. Cheaper than repeating `image_states` where several
-                pairs have the same image.
+            speech_states: (pairs, tokens, hidden_size), or with `speech_rows` (clips, tokens, hidden_size).
+            speech_mask: the same without the last dimension, 0 on padding.
+            image_states: (pairs, tokens, hidden_size), or with `image_rows` (images, tokens, hidden_size); or what
+                :meth:`project_images` made of them.
+            image_rows, speech_rows: (pairs,) int64, the image and the speech of each pair. Cheaper than repeating the
+                states where several pairs share one.
         Returns:
             (pairs,) float32.
         """
-        states, _ = self.multimodal_encoder(speech_states, speech_mask, image_states, image_rows, first_only=True)
+        projected = image_states if isinstance(image_states, tuple) else self.project_images(image_states)
+        states, _ = self.multimodal_encoder(
+            speech_states, speech_mask, projected, image_rows, speech_rows, first_only=True
+        )
         return self.matching_head(states[:, 0]).squeeze(-1).float()
 
     @can_return_tuple

@@ -15,6 +15,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_speech_image_retrieval import SpeechImageMultimodalConfig, SpeechImageRetrievalConfig
 
+KeysValues = tuple[Tensor, Tensor]
+
 
 def eager_attention(
     module: nn.Module,
@@ -49,19 +51,26 @@ class SpeechImageAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
 
+    def keys_values(self, source: Tensor) -> KeysValues:
+        """What is attended to: (batch, tokens, width) keys and values, their heads side by side."""
+        return self.k_proj(source), self.v_proj(source)
+
     def forward(
         self,
         hidden_states: Tensor,
-        source: Tensor,
+        keys_values: KeysValues,
         attention_mask: Tensor | None,
+        query_rows: Tensor | None = None,
         source_rows: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
+        query, (key, value) = self.q_proj(hidden_states), keys_values
+        if query_rows is not None:  # projected before they are repeated
+            query = query.index_select(0, query_rows)
+        if source_rows is not None:
+            key, value = key.index_select(0, source_rows), value.index_select(0, source_rows)
         query, key, value = (
-            projection(states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for projection, states in ((self.q_proj, hidden_states), (self.k_proj, source), (self.v_proj, source))
+            states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for states in (query, key, value)
         )
-        if source_rows is not None:  # projected before they are repeated
-            key, value = key[source_rows], value[source_rows]
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         dropout = self.config.attention_dropout if self.training else 0.0
         output, weights = attention(self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout)
@@ -106,19 +115,25 @@ class SpeechImageLayer(GradientCheckpointingLayer):
         self,
         hidden_states: Tensor,
         attention_mask: Tensor | None,
-        image_states: Tensor | None = None,
+        image_keys_values: KeysValues | None = None,
         image_rows: Tensor | None = None,
+        speech_rows: Tensor | None = None,
         first_only: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
+        """With `speech_rows` the states come by clip and leave by pair: what does not depend on the image is computed
+        once for all pairs of a clip."""
         normed = queries = self.self_attention_norm(hidden_states)
         if first_only:
             hidden_states, queries = hidden_states[:, :1], normed[:, :1]
             attention_mask = None if attention_mask is None else attention_mask[:, :, :1]
-        hidden_states = hidden_states + self.dropout(self.self_attention(queries, normed, attention_mask)[0])
+        attended, _ = self.self_attention(queries, self.self_attention.keys_values(normed), attention_mask)
+        hidden_states = hidden_states + self.dropout(attended)
         cross_weights = None
-        if image_states is not None:
+        if image_keys_values is not None:
             normed = self.cross_attention_norm(hidden_states)
-            attended, cross_weights = self.cross_attention(normed, image_states, None, image_rows)
+            attended, cross_weights = self.cross_attention(normed, image_keys_values, None, speech_rows, image_rows)
+            if speech_rows is not None:
+                hidden_states = hidden_states.index_select(0, speech_rows)
             hidden_states = hidden_states + self.dropout(attended)
         normed = self.feed_forward_norm(hidden_states)
         return hidden_states + self.dropout(self.feed_forward(normed)), cross_weights
@@ -160,27 +175,40 @@ class SpeechImageEncoder(SpeechImageRetrievalPreTrainedModel):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
+    def keys_values(self, image_states: Tensor) -> tuple[KeysValues, ...]:
+        """What the layers attend to in (images, tokens, width) states: of each layer keys and values of that shape."""
+        return tuple(layer.cross_attention.keys_values(image_states) for layer in self.layers)
+
     def forward(
         self,
         hidden_states: Tensor,
         mask: Tensor,
-        image_states: Tensor | None = None,
+        image_keys_values: tuple[KeysValues, ...] | None = None,
         image_rows: Tensor | None = None,
+        speech_rows: Tensor | None = None,
         first_only: bool = False,
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         """(batch, tokens, width) states and (batch, tokens) mask to states and each layer's cross weights.
 
-        With `first_only` the states are those of the first token, (batch, 1, width), and the last layer computes no
-        others.
+        `image_rows` and `speech_rows` are the image and the row of `hidden_states` of each pair; row i pairs with
+        image i without them. With `first_only` the states are those of the first token, (batch, 1, width), and the
+        last layer computes no others.
         """
-        attention_mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=hidden_states, attention_mask=mask
-        )
+        attention_mask = self._attention_mask(hidden_states, mask)
         # Other kernels take masks of other shapes.
         shortened = first_only and self.config._attn_implementation in ("eager", "sdpa")
         cross_weights = []
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
+            keys_values = None if image_keys_values is None else image_keys_values[number]
             last = shortened and layer is self.layers[-1]
-            hidden_states, weights = layer(hidden_states, attention_mask, image_states, image_rows, last)
+            hidden_states, weights = layer(
+                hidden_states, attention_mask, keys_values, image_rows, speech_rows, first_only=last
+            )
             cross_weights.append(weights)
+            if speech_rows is not None and not last:  # from here on all is by pair
+                attention_mask = self._attention_mask(hidden_states, mask.index_select(0, speech_rows))
+                speech_rows = None
         return self.norm(hidden_states[:, :1] if first_only else hidden_states), tuple(cross_weights)
+
+    def _attention_mask(self, hidden_states: Tensor, mask: Tensor) -> Tensor | None:
+        return create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=mask)

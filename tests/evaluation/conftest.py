@@ -65,8 +65,13 @@ class DigitModel(nn.Module):
         embedding = self._embedding(states, torch.ones_like(pixel_values))
         return SimpleNamespace(pooler_output=embedding, last_hidden_state=states)
 
-    def match(self, speech_states, speech_mask, image_states, image_rows=None):
+    def project_images(self, image_states):
+        return image_states
+
+    def match(self, speech_states, speech_mask, image_states, image_rows=None, speech_rows=None):
         image_states = image_states if image_rows is None else image_states[image_rows]
+        if speech_rows is not None:
+            speech_states, speech_mask = speech_states[speech_rows], speech_mask[speech_rows]
         self.matched.append((speech_states, speech_mask, image_states))
         heard = (speech_states * speech_mask.unsqueeze(-1)).unsqueeze(2)
         return ((heard * image_states.unsqueeze(1)).sum(dim=(1, 2, 3)) % 23) - 11
@@ -75,8 +80,8 @@ class DigitModel(nn.Module):
 class PerfectMatcher(DigitModel):
     """Hears the truth: the first digit of a clip and of a picture say which object they show."""
 
-    def match(self, speech_states, speech_mask, image_states, image_rows=None):
-        image_states = image_states if image_rows is None else image_states[image_rows]
+    def match(self, speech_states, speech_mask, image_states, image_rows, speech_rows):
+        image_states, speech_states = image_states[image_rows], speech_states[speech_rows]
         return (speech_states[:, 0, 0] == image_states[:, 0, 0]).float()
 
 

@@ -173,7 +173,9 @@ def test_order_of_galleries_does_not_change_the_figures_of_a_block(model, k):
     captions, images, image_of_caption = 30, 12, torch.arange(30) % 12
     speech = torch.randn(captions, 8, generator=generator), torch.randn(captions, 2, 3, generator=generator)
     pictures = torch.randn(images, 8, generator=generator), torch.randn(images, 4, 3, generator=generator)
-    model.match = lambda states, mask, tokens, rows: (states[:, 0] * tokens[rows, 0]).sum(dim=1)
+    model.match = lambda states, mask, tokens, image_rows, speech_rows: (
+        states[speech_rows, 0] * tokens[image_rows, 0]
+    ).sum(dim=1)
 
     def report(caption_order, image_order):
         states = PackedStates.from_padded(speech[1], torch.ones(captions, 2)).select(caption_order)

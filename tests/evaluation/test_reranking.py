@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from speech_image_retrieval.evaluation import PackedStates, encode_images, encode_speech
+from speech_image_retrieval.evaluation import PackedStates, encode_images, encode_speech, reranking
 from speech_image_retrieval.evaluation.reranking import (
     coarse_to_fine_scores,
     rerank,
@@ -86,14 +86,20 @@ def test_pairs_shared_by_the_directions_are_scored_once_and_alike(model, gallery
         assert direction.scores.equal(coarse_to_fine_scores(scores, fine, direction.candidates))
 
 
-@pytest.mark.parametrize("pairs_per_batch", [1, 2, 5, 1000])
-def test_batches_do_not_change_logits(model, gallery, pairs_per_batch):
+@pytest.mark.parametrize("pictures_at_a_time", [1, 2, 1000])
+@pytest.mark.parametrize("pairs_per_batch", [1, 5, 1000])
+def test_batches_do_not_change_logits(model, gallery, pairs_per_batch, pictures_at_a_time, monkeypatch):
     coarse, speech_states, image_states = gallery
     speech, image = torch.ones_like(coarse).nonzero(as_tuple=True)
     shuffled = torch.randperm(len(speech), generator=torch.Generator().manual_seed(0))
     speech, image = speech[shuffled], image[shuffled]
+    one_picture = image_states[0].numel() * image_states.element_size()
+    monkeypatch.setattr(reranking, "_PROJECTED_STATES_BYTES", pictures_at_a_time * one_picture)
+    project, projected = model.project_images, []
+    monkeypatch.setattr(model, "project_images", lambda states: projected.append(len(states)) or project(states))
     logits = score_pairs(model, speech_states, image_states, speech, image, pairs_per_batch=pairs_per_batch)
     assert max(len(pairs) for pairs, _, _ in model.matched) <= pairs_per_batch
+    assert sum(projected) == len(image_states) and max(projected) <= pictures_at_a_time  # each once
     for caption, picture, logit in zip(speech.tolist(), image.tolist(), logits, strict=True):
         states, mask = speech_states.padded(torch.tensor([caption]))
         assert logit == model.match(states, mask, image_states[picture : picture + 1])

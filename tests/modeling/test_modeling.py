@@ -277,12 +277,36 @@ def test_what_only_the_first_token_needs_gives_what_all_tokens_give(kind, attent
             model.get_image_features(batch["pixel_values"], pooled_only=only) for only in (False, True)
         )
         states = speech.last_hidden_state, speech.attention_mask, image.last_hidden_state
-        all_states, _ = model.multimodal_encoder(*states)
+        all_states, _ = model.multimodal_encoder(*states[:2], model.project_images(states[2]))
         scores = model.matching_head(all_states[:, 0]).squeeze(-1)
         torch.testing.assert_close(model.match(*states), scores, atol=1e-5, rtol=0)
     assert pooled_speech.last_hidden_state is pooled_image.last_hidden_state is None
     torch.testing.assert_close(pooled_speech.pooler_output, speech.pooler_output, atol=1e-5, rtol=0)
     torch.testing.assert_close(pooled_image.pooler_output, image.pooler_output, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_pairs_that_share_speech_or_image_score_as_if_they_did_not(layers, attention):
+    model = tiny_model(HUBERT)
+    model.multimodal_encoder.layers = model.multimodal_encoder.layers[:layers]
+    model.multimodal_encoder.set_attn_implementation(attention)
+    batch = tiny_batch(HUBERT)
+    speech_rows, image_rows = torch.tensor([0, 2, 2, 1, 0, 1]), torch.tensor([1, 1, 0, 2, 0, 0])
+    with torch.no_grad():
+        speech = model.get_speech_features(**speech_of(batch))
+        image = model.get_image_features(batch["pixel_values"]).last_hidden_state
+        states, mask = speech.last_hidden_state, speech.attention_mask
+        assert not mask.all()
+        scores = model.match(states[speech_rows], mask[speech_rows], image[image_rows])
+        shared = model.match(states, mask, image, image_rows, speech_rows)
+        projected = model.match(states, mask, model.project_images(image), image_rows, speech_rows)
+        torch.testing.assert_close(
+            model.match(states, mask, model.project_images(image)), model.match(states, mask, image)
+        )
+    torch.testing.assert_close(shared, scores, atol=1e-5, rtol=0)
+    torch.testing.assert_close(projected, scores, atol=1e-5, rtol=0)
+    assert scores.unique().numel() == len(scores)
 
 
 class Pairs(torch.utils.data.Dataset):

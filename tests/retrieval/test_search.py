@@ -43,8 +43,11 @@ class VectorModel(nn.Module):
     def get_image_features(self, pixel_values):
         return SimpleNamespace(pooler_output=pixel_values[:, :2], last_hidden_state=pixel_values[:, None, 2:])
 
-    def match(self, speech_states, speech_mask, image_states, image_rows):
-        image_states = image_states[image_rows]
+    def project_images(self, image_states):
+        return image_states
+
+    def match(self, speech_states, speech_mask, image_states, image_rows, speech_rows):
+        image_states, speech_states = image_states[image_rows], speech_states[speech_rows]
         self.pairs_matched += len(speech_states)
         return (speech_states[:, 0] * image_states[:, 0]).sum(dim=-1)
 
