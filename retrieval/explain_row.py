@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import lancedb
-import numpy as np
-import torch
 from torch import nn
 
-from ..processing.media import load_image, load_speech
-from .explain_pair import Encoded, Processor, encode_one, explain_encoded
+from .explain_pair import Processor, explain_pair
 from .explanation import Explanation
 from .index_table import IndexInfo
 from .sources import file_fingerprint
@@ -21,33 +18,22 @@ def explain_row(
     table: lancedb.table.Table, info: IndexInfo, model: nn.Module, processor: Processor, query: Any, item_id: str
 ) -> Explanation:
     """See :meth:`.index.SpeechImageIndex.explain`."""
-    row = _row(table, info, item_id)
-    medium = _medium(row)
-    words = row["text"] or row["name"]
+    row = _row(table, item_id)
+    medium, words = _medium(row), row["text"] or row["name"]
     name = Path(query).name if isinstance(query, str | Path) else ""
     if info.modality == "image":
-        samples, picture = load_speech(query, None, processor.sampling_rate), load_image(medium)
-        heard = encode_one(model, processor, samples, "speech")
-        seen = _encoded(row, info) or encode_one(model, processor, picture, "image")
-        title, caption = name, words
-    else:
-        samples, picture = load_speech(medium, None, processor.sampling_rate), load_image(query)
-        heard = _encoded(row, info) or encode_one(model, processor, samples, "speech")
-        seen = encode_one(model, processor, picture, "image")
-        title, caption = words, name
-    return explain_encoded(model, processor, samples, picture, heard, seen, title=title, caption=caption)
+        return explain_pair(model, processor, query, medium, title=name, caption=words)
+    return explain_pair(model, processor, medium, query, title=words, caption=name)
 
 
-def _row(table: lancedb.table.Table, info: IndexInfo, item_id: str) -> dict[str, Any]:
-    columns = ["name", "path", "fingerprint", "text", "preview", "embedding"]
-    if info.keep_states:
-        columns.append("states")
+def _row(table: lancedb.table.Table, item_id: str) -> dict[str, Any]:
     literal = item_id.replace("'", "''")
+    columns = ["name", "path", "fingerprint", "text", "preview"]
     rows = table.search().where(f"id = '{literal}'").select(columns).limit(1).to_list()
     if not rows:
         raise ValueError(
             f"The index holds nothing with the id {item_id!r}. Give the id of a result, Found.id, or of a row, "
-            "index.rows(['id']): for what came from a folder that is the whole path."
+            "index.rows(['id']); what came from a folder has its whole path as id."
         )
     return rows[0]
 
@@ -60,11 +46,3 @@ def _medium(row: dict[str, Any]) -> str | bytes:
     except OSError:
         unchanged = False
     return path if unchanged else row["preview"]
-
-
-def _encoded(row: dict[str, Any], info: IndexInfo) -> Encoded | None:
-    """What the index keeps of a row, if it keeps states."""
-    if not info.keep_states:
-        return None
-    states = torch.from_numpy(np.frombuffer(row["states"], dtype=np.float16).copy()).view(-1, info.width)
-    return Encoded(torch.tensor(row["embedding"]), states)

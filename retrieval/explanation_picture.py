@@ -8,9 +8,8 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont, ImageOps
 
 from .contact_sheet import BACKGROUND, FADED, GAP, INK, LINE_COLOUR, MARGIN, waveform_peaks, wrap
-from .explanation import Explanation
+from .explanation import Explanation, StretchRelevance
 from .heat_map import heated
-from .speech_stretches import Stretch, salient_stretches
 from .token_places import Box
 
 WIDTH = 900
@@ -39,7 +38,7 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
     Returns:
         An RGB picture on white, 900 pixels wide.
     """
-    stretches = salient_stretches(explanation.speech, explanation.edges, STRETCHES)
+    stretches = explanation.stretches
     large, small = _contained(explanation.picture, HALF), _contained(explanation.picture, SMALL)
     lines = _heading(explanation)
     pictures = MARGIN + sum(step for *_, step in lines) + GAP // 2
@@ -53,11 +52,11 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
         top += step
     for left, shown in ((MARGIN, large), (WIDTH - MARGIN - HALF, _heated(large, explanation, explanation.image))):
         sheet.paste(shown, (left + (HALF - shown.width) // 2, pictures))
-    _draw_wave(draw, explanation, stretches, wave)
+    _draw_wave(draw, explanation, wave)
     for number, stretch in enumerate(stretches):
         left = MARGIN + number * (SMALL + GAP)
-        shown = _heated(small, explanation, explanation.joint[stretch.first : stretch.end].sum(0))
-        _draw_label(draw, number, _seconds(explanation, stretch), left, below)
+        shown = _heated(small, explanation, stretch.image)
+        _draw_label(draw, number, stretch, left, below)
         place = (left + (SMALL - shown.width) // 2, below + LABEL)
         sheet.paste(shown, place)
         frame = [place[0] - 3, place[1] - 3, place[0] + shown.width + 2, place[1] + shown.height + 2]
@@ -82,10 +81,15 @@ def _contained(picture: Image.Image, width: int) -> Image.Image:
     return ImageOps.contain(picture, (width, TALLEST * width // HALF), Image.Resampling.LANCZOS)
 
 
-def _heated(shown: Image.Image, explanation: Explanation, cells: np.ndarray) -> Image.Image:
-    across, down = shown.width / explanation.picture.width, shown.height / explanation.picture.height
-    left, top, right, bottom = explanation.box
-    return heated(shown, cells, Box(left * across, top * down, right * across, bottom * down))
+def _heated(shown: Image.Image, explanation: Explanation, relevance: np.ndarray) -> Image.Image:
+    seen, cells = (_on(shown, box, explanation.picture) for box in (explanation.seen, explanation.cells))
+    return heated(shown, relevance, cells, seen)
+
+
+def _on(shown: Image.Image, box: Box, picture: Image.Image) -> Box:
+    """A box of a picture on the same picture in another size."""
+    across, down = shown.width / picture.width, shown.height / picture.height
+    return Box(box.left * across, box.top * down, box.right * across, box.bottom * down)
 
 
 def _heading(explanation: Explanation) -> list[tuple[str, ImageFont.FreeTypeFont, str, int]]:
@@ -97,22 +101,22 @@ def _heading(explanation: Explanation) -> list[tuple[str, ImageFont.FreeTypeFont
     return [*lines, (scores, small, INK, 26)]
 
 
-def _draw_wave(draw: ImageDraw.ImageDraw, explanation: Explanation, stretches: Sequence[Stretch], top: int) -> None:
+def _draw_wave(draw: ImageDraw.ImageDraw, explanation: Explanation, top: int) -> None:
     duration = len(explanation.samples) / explanation.sampling_rate
     bottom, middle = top + WAVE, top + WAVE / 2
 
     def x(second: float) -> float:
         return MARGIN + INNER * min(second / duration, 1)
 
-    for number, stretch in enumerate(stretches):
-        start, end = (x(second) for second in _seconds(explanation, stretch))
+    for number, stretch in enumerate(explanation.stretches):
+        start, end = x(stretch.start), x(stretch.end)
         colour = STRETCH_COLOURS[number]
         draw.rectangle([start, top, end, bottom], fill=_mixed(BACKGROUND, colour, 0.12))
         draw.rectangle([start, bottom - 3, end, bottom], fill=colour)
         _draw_badge(draw, number, (start + end) / 2, top - BADGE)
     columns = INNER // 3
     seconds = (np.arange(columns) + 0.5) * duration / columns
-    density = explanation.speech / np.diff(explanation.edges)
+    density = explanation.speech.clip(0) / np.diff(explanation.edges)
     token = (np.searchsorted(explanation.edges, seconds, side="right") - 1).clip(0, len(density) - 1)
     heat = density[token] / max(float(density.max()), np.finfo(np.float32).tiny)
     for column, peak in enumerate(waveform_peaks(explanation.samples, columns)):
@@ -132,9 +136,9 @@ def _draw_axis(draw: ImageDraw.ImageDraw, duration: float, top: int) -> None:
         draw.text((x, top + 10), label, font=font, fill=FADED, anchor="ma" if number else "la")
 
 
-def _draw_label(draw: ImageDraw.ImageDraw, number: int, seconds: tuple[float, float], left: int, top: int) -> None:
+def _draw_label(draw: ImageDraw.ImageDraw, number: int, stretch: StretchRelevance, left: int, top: int) -> None:
     _draw_badge(draw, number, left + BADGE, top + BADGE)
-    text = f"{seconds[0]:.2f} to {seconds[1]:.2f} s"
+    text = f"{stretch.start:.2f} to {stretch.end:.2f} s"
     font = ImageFont.load_default(18)
     draw.text((left + 2 * BADGE + 10, top + BADGE), text, font=font, fill=INK, anchor="lm")
 
@@ -142,10 +146,6 @@ def _draw_label(draw: ImageDraw.ImageDraw, number: int, seconds: tuple[float, fl
 def _draw_badge(draw: ImageDraw.ImageDraw, number: int, x: float, y: float) -> None:
     draw.ellipse([x - BADGE, y - BADGE, x + BADGE, y + BADGE], fill=STRETCH_COLOURS[number])
     draw.text((x, y), f"{number + 1}", font=ImageFont.load_default(18), fill=BACKGROUND, anchor="mm")
-
-
-def _seconds(explanation: Explanation, stretch: Stretch) -> tuple[float, float]:
-    return float(explanation.edges[stretch.first]), float(explanation.edges[stretch.end])
 
 
 def _mixed(cold: str, hot: str, share: float) -> tuple[int, ...]:

@@ -26,9 +26,10 @@ def salient_stretches(relevance: np.ndarray, edges: np.ndarray, most: int = 4) -
     A stretch reaches to where relevance has fallen to half of its peak, and is not longer than a long word.
 
     Args:
-        relevance: (tokens,), 0 or more. edges: (tokens + 1,) seconds, see :class:`.explanation.Explanation`.
+        relevance: (tokens,); what is negative counts as none.
+        edges: (tokens + 1,) seconds where they begin, and where the last one ends.
     """
-    density = _smoothed(relevance / np.diff(edges), edges)
+    density = _smoothed(relevance.clip(0) / np.diff(edges), edges)
     faintest = max(_FAINT * density.max(), np.finfo(np.float32).tiny)
     free = density >= faintest
     stretches: list[Stretch] = []

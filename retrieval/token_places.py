@@ -29,7 +29,7 @@ class View(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Rows and columns of cells, read line by line: the last rows x columns image tokens stand for them."""
+    """Rows and columns of cells in a picture; tokens stand for them line by line."""
 
     rows: int
     columns: int
@@ -50,30 +50,37 @@ def view_of(image_processor: Any, width: int, height: int) -> View:
     return View(box, *shown)
 
 
-def image_grid(patch_size: Any, tokens: int, view: View) -> Grid:
-    """The grid behind image tokens.
+def patch_grid(vision_config: Any, tokens: int, view: View) -> Grid:
+    """The grid of a vision transformer's patches.
 
     Args:
-        patch_size: of a vision transformer, whose `[CLS]` and registers come before the patches; None for a
-            convolutional network, whose feature map follows the `[CLS]` of the image transformer.
-        tokens: all of them.
+        tokens: all image tokens; those of `[CLS]` and registers come before the patches.
 
     Raises:
-        ValueError: the tokens do not form a grid of this shape.
+        ValueError: there are fewer tokens than patches.
     """
-    if patch_size is None:
-        rows = max(1, round(((tokens - 1) * view.height / view.width) ** 0.5))
-        grid, cells = Grid(rows, (tokens - 1) // rows), tokens - 1
-    else:
-        down, across = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
-        grid = Grid(view.height // down, view.width // across)
-        cells = min(tokens, grid.rows * grid.columns)
-    if not cells or grid.rows * grid.columns != cells:
+    down, across = _patch(vision_config)
+    grid = Grid(view.height // down, view.width // across)
+    if not 0 < grid.rows * grid.columns <= tokens:
         raise ValueError(
-            f"{tokens} image tokens form no grid over {view.width} x {view.height} pixels, so where in the picture "
-            "they lie is not known."
+            f"{tokens} image tokens are no grid of patches over {view.width} x {view.height} pixels, so where in the "
+            "picture they lie is not known."
         )
     return grid
+
+
+def cells_box(vision_config: Any, grid: Grid, view: View) -> Box:
+    """The part of a picture that the cells of a grid lie over; it may reach beyond what the model saw, and beyond the
+    picture.
+
+    A cell of ResNet lies around its first pixel: padded convolutions of stride 2 keep every other pixel, the first one
+    among them. Patches, and with them the cells of ConvNeXt, begin there.
+    """
+    down, across, first = _cell(vision_config)
+    left, top, right, bottom = view.box
+    pixel_across, pixel_down = (right - left) / view.width, (bottom - top) / view.height
+    left, top = left + first * pixel_across, top + first * pixel_down
+    return Box(left, top, left + grid.columns * across * pixel_across, top + grid.rows * down * pixel_down)
 
 
 def speech_token_edges(
@@ -93,6 +100,22 @@ def speech_token_edges(
     seconds = max(len(samples) / rate, processor.min_seconds)
     edges = np.linspace(0, seconds, frames + 1)
     return np.append(edges[: -1 : model.config.speech_pooling], seconds)
+
+
+def _cell(vision_config: Any) -> tuple[int, int, float]:
+    """Height and width of a cell, and where the first one begins, in pixels that the model sees."""
+    if vision_config.model_type == "resnet":
+        side = 4 * 2 ** (len(vision_config.depths) - 1 + vision_config.downsample_in_first_stage)
+        return side, side, (1 - side) / 2
+    if vision_config.model_type == "convnext":
+        side = vision_config.patch_size * 2 ** (len(vision_config.depths) - 1)
+        return side, side, 0.0
+    return *_patch(vision_config), 0.0
+
+
+def _patch(vision_config: Any) -> tuple[int, int]:
+    size = vision_config.patch_size
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def _frames(backbone: nn.Module, lengths: Tensor) -> Tensor:
