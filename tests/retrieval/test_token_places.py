@@ -5,11 +5,21 @@ import pytest
 import torch
 from PIL import Image
 from speech_image_retrieval import SpeechImageRetrievalModel, SpeechImageRetrievalProcessor
-from speech_image_retrieval.retrieval.token_places import Box, View, patch_grid, speech_token_edges, view_of
+from speech_image_retrieval.modeling.backbones import build_vision_backbone, encode_images
+from speech_image_retrieval.retrieval.token_places import (
+    Box,
+    Grid,
+    View,
+    cells_box,
+    patch_grid,
+    speech_token_edges,
+    view_of,
+)
 from transformers import (
     BitImageProcessorPil,
     BlipImageProcessorPil,
     CLIPImageProcessorPil,
+    ConvNextConfig,
     ConvNextImageProcessorPil,
     DeiTImageProcessorPil,
     SeamlessM4TFeatureExtractor,
@@ -19,7 +29,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 
-from ..modeling.tiny import tiny_config
+from ..modeling.tiny import resnet, tiny_config
 
 RATE = 16_000
 PLAIN = {"do_rescale": False, "do_normalize": False}
@@ -80,6 +90,33 @@ def test_grids(patch_size, tokens: int, size: tuple[int, int], grid: tuple[int, 
 def test_tokens_that_are_no_grid_are_refused(patch_size: int, tokens: int):
     with pytest.raises(ValueError, match="no grid of patches over 224 x 224 pixels"):
         patch_grid(ViTConfig(patch_size=patch_size), tokens, View(Box(0, 0, 1, 1), 224, 224))
+
+
+@pytest.mark.parametrize("downsample_in_first_stage", [False, True])
+def test_cells_of_a_residual_network_lie_where_they_see(downsample_in_first_stage: bool):
+    config = resnet()
+    config.downsample_in_first_stage = downsample_in_first_stage
+    backbone = build_vision_backbone(config, None, 0).eval()
+    for parameter in backbone.parameters():
+        torch.nn.init.constant_(parameter, 0.01)  # so that each pixel counts as its neighbours do
+    pixels = torch.rand(1, 3, 320, 256).requires_grad_()
+    states = encode_images(backbone, pixels)[0]
+    view = View(Box(0, 0, 128, 160), 256, 320)  # a picture of half the size
+    grid = Grid(*states.shape[1:])
+    cells = cells_box(config, grid, view)
+    row, column = grid.rows // 2, grid.columns // 2
+    (counts,) = torch.autograd.grad(states[:, row, column].sum(), pixels)
+    counts = counts[0].sum(0) / counts.sum()
+    down, across = (counts.sum(axis) @ (torch.arange(counts.shape[1 - axis]) + 0.5) / 2 for axis in (1, 0))
+    height, width = (cells.bottom - cells.top) / grid.rows, (cells.right - cells.left) / grid.columns
+    assert cells.top + (row + 0.5) * height == pytest.approx(down.item(), abs=1.0)
+    assert cells.left + (column + 0.5) * width == pytest.approx(across.item(), abs=1.0)
+
+
+def test_patches_lie_over_what_the_model_saw():
+    view = View(Box(10, 20, 234, 244), 112, 112)
+    assert cells_box(ViTConfig(patch_size=16), Grid(7, 7), view) == view.box
+    assert cells_box(ConvNextConfig(), Grid(3, 3), view) == (10, 20, 202, 212)  # the last 16 pixels make no cell
 
 
 EXTRACTORS = {
