@@ -81,7 +81,8 @@ def measure(model: SpeechImageRetrievalModel, processor: SpeechImageRetrievalPro
                 ranked = getattr(relevance, side).ravel().argsort()[::-1]
                 orders = {"most": ranked, "random": random.permutation(len(ranked)), "least": ranked[::-1]}
                 for which, order in orders.items():
-                    drops[name, side, which].append(_drop(pair, side, order, blank))
+                    left = _without(pair, side, order, blank).matching_score()
+                    drops[name, side, which].append(explanation.matching_score - left)
             pointed[name].append(_in_a_box(_hottest(relevance.image, explanation), _boxes(row)))
         for stretch in explanation.stretches:
             expected = _expected_half(row, (stretch.start + stretch.end) / 2 / explanation.edges[-1])
@@ -130,18 +131,16 @@ def _grad_cam(model: SpeechImageRetrievalModel, heard: Tensor, seen: Tensor) -> 
     return joint.unflatten(1, tuple(seen.shape[2:])).numpy()
 
 
-def _drop(pair: MatchedPair, side: str, order: np.ndarray, blank: tuple[Tensor, Tensor]) -> float:
-    """How much the logit falls without the first quarter of the tokens in this order."""
+def _without(pair: MatchedPair, side: str, order: np.ndarray, blank: tuple[Tensor, Tensor]) -> MatchedPair:
+    """The pair without the first quarter of its tokens in this order."""
     deleted = torch.from_numpy(order[: max(1, round(DELETED * len(order)))].copy())
     if side == "speech":
         speech = pair.speech.clone()
         speech[:, deleted] = blank[0]
-        without = replace(pair, speech=speech)
-    else:
-        image = pair.image.clone()
-        image.flatten(2)[:, :, deleted] = blank[1][:, None]
-        without = replace(pair, image=image)
-    return pair.matching_score() - without.matching_score()
+        return replace(pair, speech=speech)
+    image = pair.image.clone()
+    image.flatten(2)[:, :, deleted] = blank[1][:, None]
+    return replace(pair, image=image)
 
 
 def _hottest(image: np.ndarray, explanation: Explanation) -> tuple[float, float]:

@@ -17,8 +17,8 @@ ExplainOption = Annotated[
     Path | None,
     typer.Option(
         metavar="PICTURE",
-        help="Also draw to this picture why the best result of each query matches: which stretch of the speech looked "
-        "at which part of the picture.",
+        help="Also draw to this picture why the best result of each query matches: which stretch of the speech made "
+        "which part of the picture count.",
     ),
 ]
 

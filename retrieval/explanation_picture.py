@@ -1,4 +1,4 @@
-"""A picture of an explanation: where in the picture a match lies, and which stretch of the speech looked where."""
+"""A picture of an explanation: what counts in the picture, and which stretch of the speech made it count."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ WAVE = 130
 AXIS = 34
 STRETCHES = 4
 SMALL = (INNER - (STRETCHES - 1) * GAP) // STRETCHES
+NOTE = 34
 LABEL = 44
 BADGE = 15
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
@@ -31,7 +32,7 @@ STRETCH_COLOURS = ("#2f6fde", "#15924f", "#a23fb0", "#b86e00")
 
 def draw_explanation(explanation: Explanation) -> Image.Image:
     """Draw the picture, plain and under its heat map, the waveform coloured by relevance over seconds, and below up to
-    four stretches of the speech that the match rests on most, each with where in the picture it looked.
+    four stretches of the speech that the match rests on most, each with what of the picture it made count.
 
     Each heat map is scaled to its own hottest place. What the model did not see of the picture is paled.
 
@@ -43,8 +44,9 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
     lines = _heading(explanation)
     pictures = MARGIN + sum(step for *_, step in lines) + GAP // 2
     wave = pictures + large.height + GAP + 2 * BADGE
-    below = wave + WAVE + AXIS + GAP
-    sheet = Image.new("RGB", (WIDTH, below + (LABEL + small.height + MARGIN if stretches else 0)), BACKGROUND)
+    note = wave + WAVE + AXIS + GAP
+    below = note + NOTE
+    sheet = Image.new("RGB", (WIDTH, below + LABEL + small.height + MARGIN if stretches else note), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     top = MARGIN
     for text, font, colour, step in lines:
@@ -53,6 +55,9 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
     for left, shown in ((MARGIN, large), (WIDTH - MARGIN - HALF, _heated(large, explanation, explanation.image))):
         sheet.paste(shown, (left + (HALF - shown.width) // 2, pictures))
     _draw_wave(draw, explanation, wave)
+    if stretches:
+        said = "What counts more with each stretch of the speech than without it"
+        draw.text((MARGIN, note), said, font=ImageFont.load_default(18), fill=FADED)
     for number, stretch in enumerate(stretches):
         left = MARGIN + number * (SMALL + GAP)
         shown = _heated(small, explanation, stretch.image)
@@ -97,7 +102,8 @@ def _heading(explanation: Explanation) -> list[tuple[str, ImageFont.FreeTypeFont
     large, small = ImageFont.load_default(28), ImageFont.load_default(18)
     scores = f"match {explanation.matching_score:+.2f}    similarity {explanation.coarse_score:.3f}"
     lines = [(line, large, INK, 36) for line in wrap(explanation.title or "A recording", large, INNER, 2)]
-    lines += [(line, small, FADED, 26) for line in wrap(explanation.caption, small, INNER, 2) if line]
+    if explanation.caption not in ("", explanation.title):
+        lines += [(line, small, FADED, 26) for line in wrap(explanation.caption, small, INNER, 2)]
     return [*lines, (scores, small, INK, 26)]
 
 

@@ -182,7 +182,7 @@ class SpeechImageIndex:
         return results
 
     def explain(self, query: Any, item_id: str) -> Explanation:
-        """Why a query and an item match, or do not: which stretch of the speech looked at which part of the picture.
+        """Why a query and an item match, or do not: which stretch of the speech made which part of the picture count.
 
         Args:
             query: as for :meth:`search`; whether it finds the item does not matter.

@@ -47,20 +47,24 @@ def salient_stretches(relevance: np.ndarray, edges: np.ndarray, most: int = 4) -
 def _smoothed(density: np.ndarray, edges: np.ndarray) -> np.ndarray:
     reach = round(_SMOOTHED / 2 / float(np.median(np.diff(edges))))
     kernel = np.ones(2 * reach + 1)
-    return np.convolve(density, kernel, "same") / np.convolve(np.ones_like(density), kernel, "same")
+    sums, counts = (
+        np.convolve(values, kernel)[reach : reach + len(density)] for values in (density, np.ones_like(density))
+    )
+    return sums / counts
 
 
 def _around(peak: int, density: np.ndarray, free: np.ndarray, edges: np.ndarray) -> Stretch:
     first, end = peak, peak + 1
     while True:
-        grown = [(first - 1, end)] if first > 0 else []
-        grown += [(first, end + 1)] if end < len(density) else []
-        added = {pair: pair[0] if pair[0] < first else pair[1] - 1 for pair in grown}
+        grown = {first - 1: Stretch(first - 1, end), end: Stretch(first, end + 1)}
         fitting = [
-            pair
-            for pair, token in added.items()
-            if free[token] and density[token] >= density[peak] / 2 and edges[pair[1]] - edges[pair[0]] <= _LONGEST
+            token
+            for token, stretch in grown.items()
+            if 0 <= token < len(density)
+            and free[token]
+            and density[token] >= density[peak] / 2
+            and edges[stretch.end] - edges[stretch.first] <= _LONGEST
         ]
         if not fitting:
             return Stretch(first, end)
-        first, end = max(fitting, key=lambda pair: density[added[pair]])
+        first, end = grown[max(fitting, key=lambda token: density[token])]
