@@ -38,10 +38,8 @@ def explain_pair(
     with inference(model):
         heard, mask = model.get_speech_backbone_features(**inputs)
         seen = model.get_image_backbone_features(pixels)
-        embeddings = (
-            model.get_speech_features(backbone_features=heard, attention_mask=mask, pooled_only=True).pooler_output,
-            model.get_image_features(backbone_features=seen, pooled_only=True).pooler_output,
-        )
+        said = model.get_speech_features(backbone_features=heard, attention_mask=mask, pooled_only=True)
+        shows = model.get_image_features(backbone_features=seen, pooled_only=True)
     view = view_of(processor.image_processor, *shown.size)
     grid, places = _grid(model, seen, pixels, view)
     placeless = seen.shape[1] - grid.rows * grid.columns if places is None and seen.dim() == 3 else 0
@@ -69,7 +67,7 @@ def explain_pair(
         image=on_grid(image),
         stretches=stretches,
         matching_score=pair.matching_score(),
-        coarse_score=float((embeddings[0] * embeddings[1]).sum()),
+        coarse_score=float(said.pooler_output[0] @ shows.pooler_output[0]),
         title=title,
         caption=caption,
     )
