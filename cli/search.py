@@ -12,11 +12,15 @@ import typer
 from ..processing.media import PICTURE_SUFFIXES
 from .app import BatchSizeOption, RerankOption, ScoreRuleOption, app, load_model
 from .corpus import load_split
+from .explain import ExplainOption, check_explain, save_explanations
 from .search_index import search_index
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
+    from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
+    from ..retrieval.explanation import Explanation
     from ..retrieval.search import SearchResult
 
 
@@ -47,12 +51,14 @@ def search(
     ] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Also write the results of an index here.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Also draw the results to this picture.")] = None,
+    explain: ExplainOption = None,
 ) -> None:
     """Say what you want to see: rank pictures by how well they match spoken queries.
 
     Search an index (sir index) by recordings, or by pictures if it holds recordings: sir search INDEX QUERY.wav
     Or search a folder or a corpus once, without one: sir search MODEL IMAGES QUERY.wav
     """
+    check_explain(explain)
     if _is_index(model):
         if caption:
             raise ValueError("--caption needs MODEL and a corpus. Search an index by recordings or pictures.")
@@ -66,6 +72,7 @@ def search(
             where=where,
             json_out=json_out,
             sheet=sheet,
+            explain=explain,
         )
         return
     for option, given in {"--where": where, "--model": model_of_index, "--json": json_out}.items():
@@ -107,6 +114,9 @@ def search(
     if sheet:
         _draw_sheet(queries, found, gallery, top_k, processor.sampling_rate, sheet)
         typer.echo(f"Drawn to {sheet}")
+    if explain:
+        best = [(query, results[0].image) for query, results in zip(queries, found, strict=True)]
+        save_explanations([_explanation(loaded, processor, *pair, gallery) for pair in best], explain)
 
 
 def _is_index(name: str) -> bool:
@@ -182,6 +192,19 @@ def _caption_queries(rows: Dataset, gallery: _Gallery, captions: Sequence[str], 
 def _caption_query(row: dict[str, Any], gallery: _Gallery) -> _Query:
     right = gallery.names.index(row["image_id"])
     return _Query(row["audio"], row["caption_id"], row["text"], row["speaker"] or "", right)
+
+
+def _explanation(
+    model: SpeechImageRetrievalModel,
+    processor: SpeechImageRetrievalProcessor,
+    query: _Query,
+    image: int,
+    gallery: _Gallery,
+) -> Explanation:
+    from ..retrieval.explain_pair import explain_pair
+
+    title, caption = query.text or query.name, gallery.captions[image]
+    return explain_pair(model, processor, query.audio, gallery.images[image], title=title, caption=caption)
 
 
 def _rank_of_right(query: _Query, results: Sequence[SearchResult]) -> int | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from .app import load_model, write_json
+from .explain import save_explanations
 
 if TYPE_CHECKING:
     from ..retrieval.index_search import Found
@@ -33,6 +34,7 @@ def search_index(
     where: str | None,
     json_out: Path | None,
     sheet: Path | None,
+    explain: Path | None,
 ) -> None:
     require_lancedb()
     from ..retrieval.index import SpeechImageIndex
@@ -52,9 +54,8 @@ def search_index(
     if sheet and info.modality == "speech":
         raise ValueError("--sheet draws pictures that speech found; this index holds recordings.")
     loaded, processor = load_model(model or info.model_name)
-    found = SpeechImageIndex.open(uri, loaded, processor).search(
-        queries, top_k, rerank_top_k, score_rule, where, query_names=[str(path) for path in queries]
-    )
+    index = SpeechImageIndex.open(uri, loaded, processor)
+    found = index.search(queries, top_k, rerank_top_k, score_rule, where, query_names=[str(path) for path in queries])
     for path, results in zip(queries, found, strict=True):
         _print_results(path, results)
     if json_out:
@@ -62,6 +63,9 @@ def search_index(
     if sheet:
         _draw_sheet(queries, found, processor.sampling_rate, sheet)
         typer.echo(f"Drawn to {sheet}")
+    if explain:
+        best = [(path, results[0].id) for path, results in zip(queries, found, strict=True) if results]
+        save_explanations([index.explain(*pair) for pair in best], explain)
 
 
 def _print_results(query: Path, results: Sequence[Found]) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from ..evaluation.reranking import ScoreRule
 from .ann import ann_config
+from .explain_row import explain_row
+from .explanation import Explanation
 from .index_search import Found, check_filter, encode_queries, search_table
 from .index_table import IndexInfo, IndexProblem, create_table, damage_explained, open_table, read_info
 from .model_identity import model_identity, model_name
@@ -178,6 +180,26 @@ class SpeechImageIndex:
             with damage_explained(self.uri):
                 results += search_table(self._table, self.info, model, processor, encoded, **options)
         return results
+
+    def explain(self, query: Any, item_id: str) -> Explanation:
+        """Why a query and an item match, or do not: which stretch of the speech made which part of the picture count.
+
+        Args:
+            query: as for :meth:`search`; whether it finds the item does not matter.
+            item_id: the `id` of a result or of a row.
+
+        Returns:
+            What :func:`.explanation_picture.draw_explanation` draws. The item is shown as its file has it; where that
+            is gone or has changed, as its preview.
+
+        Raises:
+            IndexProblem: the index is damaged.
+            ValueError: there is no such item, the query cannot be read, or the model cannot be explained.
+        """
+        model, processor = self._needed_model()
+        self._table.checkout_latest()
+        with damage_explained(self.uri):
+            return explain_row(self._table, self.info, model, processor, query, item_id)
 
     def build_ann(self) -> None:
         """Build an approximate index over the embeddings, for galleries of hundreds of thousands.

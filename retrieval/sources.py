@@ -85,7 +85,7 @@ class FolderSource:
             except OSError:  # deleted since the folder was listed, or a broken link: reading it says so
                 fingerprint, size = "missing", 0
             else:
-                fingerprint, size = f"{status.st_size} {status.st_mtime_ns}", status.st_size
+                fingerprint, size = file_fingerprint(status), status.st_size
             name = path.relative_to(self._folder).as_posix()
             yield Item(str(path), self.name, name, path, fingerprint, size, str(path))
 
@@ -146,6 +146,11 @@ class CorpusSource:
         )
 
 
+def file_fingerprint(status: os.stat_result) -> str:
+    """The fingerprint of an item that is a file."""
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
 def _fingerprint(medium: Mapping[str, Any]) -> tuple[str, int]:
     if medium["bytes"] is not None:
         return hashlib.blake2b(medium["bytes"], digest_size=16).hexdigest(), len(medium["bytes"])
@@ -153,4 +158,4 @@ def _fingerprint(medium: Mapping[str, Any]) -> tuple[str, int]:
     if not file.is_file():  # reported when it is read
         return "missing", 0
     status = file.stat()
-    return f"{status.st_size} {status.st_mtime_ns}", status.st_size
+    return file_fingerprint(status), status.st_size

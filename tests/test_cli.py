@@ -297,14 +297,15 @@ def test_search_a_folder_of_pictures(model: Path, spoken_query: Path, tmp_path: 
 
 
 def test_search_a_corpus_by_its_captions(model: Path, corpus: Path, tmp_path: Path):
-    sheet = tmp_path / "sheet.png"
-    options = ["--caption", "test-2#0", "--caption", "random", "--caption", "random", "--sheet", sheet]
+    sheet, explained = tmp_path / "sheet.png", tmp_path / "explained.png"
+    options = ["--caption", "test-2#0", "--caption", "random", "--caption", "random"]
+    options += ["--sheet", sheet, "--explain", explained]
     result = sir("search", model, corpus, *options, "--rerank-top-k", 2, "--top-k", 3)
     assert result.exit_code == 0, result.output
     assert "picture 2 of test" in result.stdout
     assert result.stdout.count("The right picture is at rank ") == 3
     assert result.stdout.count(" of 4.") == 3
-    assert sheet.is_file()
+    assert sheet.is_file() and explained.is_file()
 
 
 def test_random_captions_are_different_and_depend_on_the_seed(model: Path, corpus: Path):

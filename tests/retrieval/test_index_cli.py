@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 from speech_image_retrieval.cli import app
 from speech_image_retrieval.corpora.schema import save_corpus, split_from_rows
 from typer.testing import CliRunner, Result
@@ -89,6 +89,43 @@ def test_search_refuses_what_it_cannot_do(index: Path, model: Path, pictures: Pa
     assert "There is no folder" in refused("index", model, tmp_path / "no" / "folder", "--out", tmp_path / "i")
 
 
+@pytest.mark.parametrize("rerank_top_k", [0, 5])
+def test_the_best_result_of_each_query_is_explained(index: Path, query: Path, tmp_path: Path, rerank_top_k: int):
+    other = write_recording(tmp_path / "other.wav", seed=2)
+    heights = []
+    for queries in ([query], [other], [query, other]):
+        out = tmp_path / "new" / f"{len(heights)}.png"
+        assert f"Explained in {out}" in done(
+            "search", index, *queries, "--rerank-top-k", rerank_top_k, "--explain", out
+        )
+        heights.append(Image.open(out).height)
+    assert heights[2] == heights[0] + heights[1]
+
+
+def test_an_explanation_is_the_same_with_and_without_an_index(
+    index: Path, model: Path, pictures: Path, query: Path, tmp_path: Path
+):
+    clean = picture_folder(tmp_path / "clean", 12)
+    done("search", index, query, "--explain", tmp_path / "index.png")
+    done("search", model, clean, query, "--explain", tmp_path / "folder.png")
+    of_index, of_folder = (Image.open(tmp_path / f"{name}.png") for name in ("index", "folder"))
+    assert of_index.size == of_folder.size
+    assert ImageChops.difference(of_index.convert("RGB"), of_folder.convert("RGB")).getbbox() is None
+
+
+def test_a_search_that_finds_nothing_explains_nothing(index: Path, query: Path, tmp_path: Path):
+    out = tmp_path / "explained.png"
+    assert "nothing to explain" in done("search", index, query, "--where", "name = 'none'", "--explain", out)
+    assert not out.exists()
+
+
+def test_names_that_no_picture_can_have_are_refused_before_any_work(query: Path, tmp_path: Path):
+    said = refused("search", "no-model", tmp_path, query, "--explain", tmp_path / "explained.txt")
+    assert "is no name of a picture: let it end in .avif" in said
+    (tmp_path / "folder.png").mkdir()
+    assert "is a folder" in refused("search", "no-model", tmp_path, query, "--explain", tmp_path / "folder.png")
+
+
 def test_filter(index: Path, query: Path, tmp_path: Path):
     out = tmp_path / "found.json"
     done("search", index, query, "--where", "name LIKE '0/%'", "--json", out)
@@ -100,7 +137,8 @@ def test_pictures_find_recordings(model: Path, tmp_path: Path):
     recordings = recording_folder(tmp_path / "recordings", 6)
     out, picture = tmp_path / "index", write_picture(tmp_path / "query.png", seed=0)
     done("index", model, recordings, "--out", out, "--modality", "speech", "--no-states", "--batch-size", 4)
-    assert ".wav" in done("search", out, picture)
+    assert ".wav" in done("search", out, picture, "--explain", tmp_path / "explained.jpg")
+    assert Image.open(tmp_path / "explained.jpg").format == "JPEG"
     assert "holds recordings" in refused("search", out, picture, "--sheet", tmp_path / "sheet.png")
 
 

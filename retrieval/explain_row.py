@@ -1,0 +1,48 @@
+"""Explanation of a query and a row of an index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lancedb
+from torch import nn
+
+from .explain_pair import Processor, explain_pair
+from .explanation import Explanation
+from .index_table import IndexInfo
+from .sources import file_fingerprint
+
+
+def explain_row(
+    table: lancedb.table.Table, info: IndexInfo, model: nn.Module, processor: Processor, query: Any, item_id: str
+) -> Explanation:
+    """See :meth:`.index.SpeechImageIndex.explain`."""
+    row = _row(table, item_id)
+    medium, words = _medium(row), row["text"] or row["name"]
+    name = Path(query).name if isinstance(query, str | Path) else ""
+    if info.modality == "image":
+        return explain_pair(model, processor, query, medium, title=name, caption=words)
+    return explain_pair(model, processor, medium, query, title=words, caption=name)
+
+
+def _row(table: lancedb.table.Table, item_id: str) -> dict[str, Any]:
+    literal = item_id.replace("'", "''")
+    columns = ["name", "path", "fingerprint", "text", "preview"]
+    rows = table.search().where(f"id = '{literal}'").select(columns).limit(1).to_list()
+    if not rows:
+        raise ValueError(
+            f"The index holds nothing with the id {item_id!r}. Give the id of a result, Found.id, or of a row, "
+            "index.rows(['id']); what came from a folder has its whole path as id."
+        )
+    return rows[0]
+
+
+def _medium(row: dict[str, Any]) -> str | bytes:
+    """The file, if it is still what was indexed, else its preview."""
+    path = row["path"]
+    try:
+        unchanged = path is not None and file_fingerprint(Path(path).stat()) == row["fingerprint"]
+    except OSError:
+        unchanged = False
+    return path if unchanged else row["preview"]
