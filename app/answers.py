@@ -107,9 +107,10 @@ class Answering:
 
     def explain(self, upload: Path | bytes, item_id: str) -> Image.Image:
         """A picture of why an upload found an item; errors are those of :meth:`find`."""
+        query = self._read(upload)
         from ..retrieval.explanation_picture import draw_explanation
 
-        return draw_explanation(self._index.explain(self._read(upload), item_id))
+        return draw_explanation(self._index.explain(query, item_id))
 
     def _read(self, upload: Path | bytes) -> Any:
         return (read_recording if self.gallery == "image" else read_picture)(upload, self.limits)
