@@ -18,7 +18,7 @@ THEME = gr.themes.Base(
     neutral_hue="slate",
     font=[gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")],
     font_mono=[gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")],
-)
+).set(button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700")
 
 _WAITING = 16  # requests; who comes later is told that the page is busy
 _CLEANED_EVERY, _UPLOADS_KEPT = 60, 900  # seconds
