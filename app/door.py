@@ -10,11 +10,13 @@ import json
 import re
 import secrets
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .upload_folder import UploadFolder
 
 _PAGE = ("", "config", "favicon.ico", "manifest.json", "robots.txt", "theme.css")
 _EVENTS = ("queue/data", "startup-events", "upload_progress")
@@ -25,7 +27,6 @@ _POST = frozenset(f"/gradio_api/{name}" for name in ("upload", "queue/join", "ca
 _MAX_REQUEST = 65_536  # bytes of a request that is no upload: it names an uploaded file and a session
 _MULTIPART = 16_384  # bytes around the file in an upload
 _SECONDS_TO_SEND = 120  # for the whole of a request
-_DISK = 1_000_000_000  # bytes that all uploads may take at a time
 _FOREIGN_META = re.compile(rb"<meta\s+(?:property|name)=\"(?:og|twitter):[^>]*>")
 
 
@@ -39,12 +40,12 @@ class Door:
     """ASGI middleware around Gradio.
 
     Args:
-        uploads: the folder of uploaded files, the only one whose files are named in requests or served.
+        uploads: the only folder whose files are named in requests or served.
         max_bytes: of one upload.
     """
 
-    def __init__(self, app: ASGIApp, uploads: Path, max_bytes: int):
-        self._app, self._uploads, self._max_bytes = app, uploads.resolve(), max_bytes
+    def __init__(self, app: ASGIApp, uploads: UploadFolder, max_bytes: int):
+        self._app, self._uploads, self._max_bytes = app, uploads, max_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -58,6 +59,8 @@ class Door:
             receive = await self._admitted(scope, receive)
             page = scope["path"] == "/" and scope["method"] == "GET"
             await self._app(scope, receive, response.page if page else response.other)
+        except ClientDisconnect:
+            return
         except _Refused as refused:
             if not response.started:
                 await JSONResponse({"detail": refused.message}, refused.status)(scope, receive, response.other)
@@ -69,7 +72,7 @@ class Door:
         if method not in ("GET", "HEAD") or ".." in path.split("/"):
             raise _Refused(404, "Not found")
         if path.startswith(_FILE):
-            if not self._is_upload(path.removeprefix(_FILE)):
+            if not self._uploads.holds(path.removeprefix(_FILE)):
                 raise _Refused(403, "Not allowed")
         elif path not in _GET and not path.startswith(_GET_UNDER):
             raise _Refused(404, "Not found")
@@ -78,7 +81,7 @@ class Door:
     async def _admitted_body(self, scope: Scope, receive: Receive, is_upload: bool) -> Receive:
         limited = _limited(receive, self._max_bytes + _MULTIPART if is_upload else _MAX_REQUEST)
         if is_upload:
-            if _stored_bytes(self._uploads) > _DISK:
+            if self._uploads.is_full():
                 raise _Refused(503, "Too many files are here at the moment. Please try again in some minutes.")
             return limited
         body = await _whole(limited)
@@ -86,14 +89,9 @@ class Door:
             named = list(_paths(json.loads(body)))
         except (ValueError, RecursionError):
             raise _Refused(400, "The request is not JSON.") from None
-        if not all(self._is_upload(path) for path in named):
+        if not all(self._uploads.holds(path) for path in named):
             raise _Refused(403, "Only files that were uploaded here can be used.")
         return _replayed(body, receive)
-
-    def _is_upload(self, path: Any) -> bool:
-        if not isinstance(path, str) or "\0" in path or "://" in path:
-            return False
-        return self._uploads in Path(path).resolve().parents
 
 
 class _Response:
@@ -189,13 +187,3 @@ def _paths(value: Any) -> Iterator[Any]:
     if isinstance(value, list):
         for part in value:
             yield from _paths(part)
-
-
-def _stored_bytes(folder: Path) -> int:
-    total = 0
-    for file in folder.rglob("*"):
-        try:
-            total += max(file.stat().st_size, 4096)  # what a small file takes on a disk
-        except FileNotFoundError:  # deleted meanwhile
-            continue
-    return total

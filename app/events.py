@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from . import markup
 from .answers import Answer, Answering
+from .upload_folder import UploadFolder
 from .uploads import UploadRefused
 
 _log = logging.getLogger(__name__)
@@ -30,11 +31,11 @@ class Events:
     """The events of one tab. Nothing of a visitor is kept in here: what they asked goes out and comes in again.
 
     Args:
-        uploads: the folder that uploaded files are written to; no other file is read.
+        uploads: no file but its files is read.
     """
 
-    def __init__(self, answering: Answering, uploads: Path):
-        self._answering, self._uploads = answering, uploads.resolve()
+    def __init__(self, answering: Answering, uploads: UploadFolder):
+        self._answering, self._uploads = answering, uploads
         self._show = markup.pictures if answering.gallery == "image" else markup.recordings
         self._numbers = count()
 
@@ -70,7 +71,7 @@ class Events:
             spoken = self._answering.gallery == "image"
             raise UploadRefused(f"{'Record or upload what you want to see' if spoken else 'Choose a picture'} first.")
         path = given.get("path") if isinstance(given, dict) else None
-        if not isinstance(path, str) or self._uploads not in Path(path).resolve().parents:
+        if not self._uploads.holds(path):
             raise UploadRefused("Only files that were uploaded here can be used.")
         return Path(path)
 

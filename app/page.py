@@ -11,6 +11,7 @@ import gradio as gr
 from . import markup
 from .answers import Answering
 from .events import Asked, Events
+from .upload_folder import UploadFolder
 
 STYLE = Path(__file__).with_name("page.css")
 THEME = gr.themes.Base(
@@ -21,7 +22,6 @@ THEME = gr.themes.Base(
 ).set(button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700")
 
 _WAITING = 16  # requests; who comes later is told that the page is busy
-_CLEANED_EVERY, _UPLOADS_KEPT = 60, 900  # seconds
 _ASKED_KEPT = 3600  # seconds
 _SENTENCES = {
     "image": (
@@ -54,14 +54,14 @@ element.addEventListener('click', event => { if (event.target.tagName === 'DIALO
 """
 
 
-def build_page(answerings: Sequence[Answering], uploads: Path) -> gr.Blocks:
+def build_page(answerings: Sequence[Answering], uploads: UploadFolder) -> gr.Blocks:
     """The page, with one tab for each index.
 
     Args:
-        uploads: the folder that Gradio writes uploaded files to; no other file is read.
+        uploads: where Gradio writes uploaded files; no other file is read.
     """
     title = _SENTENCES[answerings[0].gallery][0]
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(_CLEANED_EVERY, _UPLOADS_KEPT)) as page:
+    with gr.Blocks(title=title, analytics_enabled=False) as page:
         _html(f'<h1>{title}</h1><p class="model">Model {escape(answerings[0].model)}</p>')
         if len(answerings) == 1:
             _build_tab(answerings[0], uploads)
@@ -80,7 +80,7 @@ def _tab_names(answerings: Sequence[Answering]) -> list[str]:
     return [f"{name} {number}" if names.count(name) > 1 else name for number, name in enumerate(names, start=1)]
 
 
-def _build_tab(answering: Answering, uploads: Path) -> None:
+def _build_tab(answering: Answering, uploads: UploadFolder) -> None:
     events = Events(answering, uploads)
     _, invitation, hint = _SENTENCES[answering.gallery]
     what = "pictures" if answering.gallery == "image" else "recordings"

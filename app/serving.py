@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from .answers import Answering
+from .upload_folder import UploadFolder
 
 
 def serve(answerings: Sequence[Answering], host: str, port: int) -> None:
@@ -32,8 +33,10 @@ def serve(answerings: Sequence[Answering], host: str, port: int) -> None:
         from .door import Door
         from .page import STYLE, THEME, build_page
 
+        uploads = UploadFolder(Path(folder))
+        uploads.keep_swept()  # Gradio's own cleaning leaves what was cut off on its way
         max_bytes = answerings[0].limits.max_bytes
-        page = build_page(answerings, Path(folder))
+        page = build_page(answerings, uploads)
         page.launch(
             server_name=host,
             server_port=port,
@@ -53,7 +56,7 @@ def serve(answerings: Sequence[Answering], host: str, port: int) -> None:
             theme=THEME,
             css_paths=[STYLE],
             app_kwargs={
-                "middleware": [Middleware(Door, uploads=Path(folder), max_bytes=max_bytes)],
+                "middleware": [Middleware(Door, uploads=uploads, max_bytes=max_bytes)],
                 "docs_url": None,
                 "redoc_url": None,
                 "openapi_url": None,

@@ -27,5 +27,8 @@ def page(tmp_path_factory) -> Iterator[Page]:
     pictures = build_index(folder / "pictures", folder / "index", "image", count=8)
     recordings = build_index(folder / "recordings", folder / "speech", "speech", count=5)
     options = ["--model", model, "--top-k", 6, "--rerank-top-k", 4, "--max-megabytes", MAX_MEGABYTES]
-    with served(folder / "index", folder / "speech", *options) as address:
+    temporary = tmp_path_factory.mktemp("temporary")
+    with served(folder / "index", folder / "speech", *options, temporary=temporary) as address:
         yield Page(address, folder, pictures, recordings)
+        assert list(temporary.glob("sir-app-*/*/*"))
+    assert not list(temporary.glob("sir-app-*")), "uploads outlive the page"

@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,14 +39,15 @@ def build_index(folder: Path, uri: Path, modality: str, count: int) -> SpeechIma
 
 
 @contextmanager
-def served(*arguments: object) -> Iterator[str]:
-    """The address of `sir app` with these arguments, on a free port of this machine."""
+def served(*arguments: object, temporary: Path) -> Iterator[str]:
+    """The address of `sir app` with these arguments, on a free port of this machine, and its temporary files here."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     script = Path(__file__).with_name("sir_app.py")
     command = [sys.executable, str(script), "app", *map(str, arguments), "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "NO_PROXY": "*"}) as process:
+    environment = {**os.environ, "NO_PROXY": "*", "TMPDIR": str(temporary)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:
             said = process.stdout.readline()
             assert said.startswith("Serving at http://127.0.0.1:"), said
@@ -90,10 +90,3 @@ class Visitor:
         joined = self.join(self.event(3), [self.upload(name, content)])
         joined.raise_for_status()
         return self.answer()
-
-
-def wait_until(condition, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.1)

@@ -10,6 +10,7 @@ from PIL import Image
 from speech_image_retrieval.app import markup
 from speech_image_retrieval.app.answers import Answer, Answering
 from speech_image_retrieval.app.events import Asked, Events
+from speech_image_retrieval.app.upload_folder import UploadFolder
 from speech_image_retrieval.app.uploads import UploadLimits, UploadRefused
 from speech_image_retrieval.retrieval.index import SpeechImageIndex
 
@@ -128,7 +129,9 @@ class FailingAnswering:
 
 def test_an_error_of_the_index_tells_a_visitor_no_path(tmp_path: Path, caplog):
     (tmp_path / "a.wav").write_bytes(recording(0.3))
-    status, results, asked = Events(FailingAnswering(), tmp_path).search({"path": str(tmp_path / "a.wav")})
+    status, results, asked = Events(FailingAnswering(), UploadFolder(tmp_path)).search(
+        {"path": str(tmp_path / "a.wav")}
+    )
     assert "Something went wrong" in status and "secret" not in status and (results, asked) == ("", None)
     assert "/secret/path cannot be read" in caplog.text
 
@@ -141,7 +144,7 @@ def test_only_uploads_are_read(answering: Answering, tmp_path: Path):
     (uploads / "link.wav").symlink_to(outside)
     for path in (outside, uploads / "link.wav", uploads / ".." / "outside.wav", uploads, 3):
         given = {"path": path if isinstance(path, int) else str(path)}
-        assert "Only files that were uploaded" in Events(answering, uploads).search(given)[0]
+        assert "Only files that were uploaded" in Events(answering, UploadFolder(uploads)).search(given)[0]
 
 
 def test_an_explanation_is_asked_of_the_row_that_was_shown(answering: Answering, tmp_path: Path, monkeypatch):
@@ -152,7 +155,7 @@ def test_an_explanation_is_asked_of_the_row_that_was_shown(answering: Answering,
         return Image.new("RGB", (20, 10))
 
     monkeypatch.setattr(answering, "explain", explain)
-    events = Events(answering, tmp_path)
+    events = Events(answering, UploadFolder(tmp_path))
     asked = Asked(tmp_path / "query.wav", [answer(id="a"), answer(id="b", rank=2)])
     first, again = (events.explain(asked, 1) for _ in range(2))
     assert explained == [(tmp_path / "query.wav", "b")] * 2

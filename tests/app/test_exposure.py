@@ -129,6 +129,13 @@ def test_uploads_beyond_the_limit_are_cut_off(visitor: Visitor):
     assert response.status_code == 413
 
 
+def test_an_upload_that_is_gone_is_asked_for_again(visitor: Visitor):
+    file = visitor.upload("old.wav", recording(0.35))
+    Path(file["path"]).unlink()
+    visitor.join(visitor.event(3), [file]).raise_for_status()
+    assert "Please send it again" in visitor.answer()[0]
+
+
 def test_fifty_visitors_at_once_are_all_answered(page: Page):
     def visit(number: int) -> str:
         visitor = Visitor(page.address, uuid4().hex)

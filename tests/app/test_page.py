@@ -59,6 +59,9 @@ def visit(browser: Browser, page: Page) -> Iterator[Callable[..., Tab]]:
 
     yield open_page
     for context in contexts:
+        assert [tab.evaluate("typeof window.hacked") for tab in context.pages] == [
+            "undefined"
+        ]  # by a text of the index
         context.close()
     assert elsewhere == [] and complaints == []
 
@@ -123,6 +126,7 @@ def test_pictures_find_descriptions_that_play(visit, page: Page, tmp_path: Path)
     show(tab, query)
     expect(tab.locator(".description")).to_have_count(5)
     assert tab.locator(".description .text").all_inner_texts() == [f.text for f in found]
+    assert HOSTILE_TEXT in [f.text for f in found]  # shown as it is, not run
     assert found[0].speaker in tab.locator(".description").first.inner_text()
     durations = "[...document.querySelectorAll('.description audio')].map(player => player.duration)"
     tab.wait_for_function(f"{durations}.every(duration => duration > 0)")
@@ -131,15 +135,6 @@ def test_pictures_find_descriptions_that_play(visit, page: Page, tmp_path: Path)
     tab.wait_for_function("player => player.currentTime > 0", arg=player.element_handle())
     tab.screenshot(path=tmp_path / "picture.png", full_page=True)
     print(f"Look at {tmp_path / 'picture.png'}")
-
-
-def test_what_strangers_wrote_is_shown_and_not_run(visit, tmp_path: Path):
-    tab = visit()
-    speak(tab, write_recording(tmp_path / "query.wav", seed=5))
-    expect(tab.locator(".card")).to_have_count(6)
-    show(tab, write_picture(tmp_path / "query.png", seed=0))
-    expect(tab.locator(".description .text", has_text="window.hacked")).to_have_text(HOSTILE_TEXT)
-    assert tab.evaluate("typeof window.hacked") == "undefined"
 
 
 def test_the_keyboard_is_enough(visit, tmp_path: Path):
@@ -200,15 +195,27 @@ def test_hostile_recordings_are_answered_and_the_page_lives_on(visit, tmp_path: 
     expect(tab.locator(".card")).to_have_count(6)
 
 
-@pytest.mark.parametrize(("name", "message"), [("bomb.png", "12000 x 12000 pixels"), ("letter.png", "cannot be read")])
-def test_hostile_pictures_are_answered_and_the_page_lives_on(name: str, message: str, visit, tmp_path: Path):
+def test_hostile_pictures_are_answered_and_the_page_lives_on(visit, tmp_path: Path):
     tab = visit()
-    (tmp_path / name).write_bytes(bomb_png() if name == "bomb.png" else b"dear")
-    show(tab, tmp_path / name)
-    expect(status(tab).get_by_role("alert")).to_contain_text(message)
-    shown_button(tab, "Clear").or_(shown_button(tab, "Remove Image")).first.click()
-    tab.locator("input[type=file]").last.set_input_files(write_picture(tmp_path / "query.png", seed=0))
-    expect(tab.locator(".description")).to_have_count(5)
+    (tmp_path / "bomb.png").write_bytes(bomb_png())
+    (tmp_path / "letter.png").write_bytes(b"dear")
+    show(tab, tmp_path / "bomb.png")
+    expect(status(tab).get_by_role("alert")).to_contain_text("12000 x 12000 pixels")
+    for upload, shown in (
+        (tmp_path / "letter.png", status(tab).get_by_text("cannot be read as a picture")),
+        (write_picture(tmp_path / "query.png", seed=0), tab.locator(".description").nth(4)),
+    ):
+        shown_button(tab, "Clear").or_(shown_button(tab, "Remove Image")).first.click()
+        tab.locator("input[type=file]").last.set_input_files(upload)
+        expect(shown).to_be_visible()
+
+
+def test_a_busy_page_says_so(visit, tmp_path: Path):
+    tab = visit()
+    full = {"detail": "Queue is full. Max size is 16 and size is 16."}
+    tab.route("**/queue/join*", lambda route: route.fulfill(status=503, json=full))
+    speak(tab, write_recording(tmp_path / "query.wav", seed=5))
+    expect(tab.get_by_text("busy")).to_be_visible()
 
 
 def test_a_large_file_is_refused_before_it_is_sent(visit, tmp_path: Path):
