@@ -1,6 +1,6 @@
 """The `sir` command."""
 
-from . import build, corpus, evaluate, index, search
+from . import build, corpus, evaluate, index, search, serve
 from .app import app
 
-__all__ = ["app", "build", "corpus", "evaluate", "index", "search"]
+__all__ = ["app", "build", "corpus", "evaluate", "index", "search", "serve"]

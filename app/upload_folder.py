@@ -1,0 +1,58 @@
+"""The folder that uploaded files are written to, and that none stays in for long."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from os import stat_result
+from pathlib import Path
+from typing import Any
+
+_SWEPT_EVERY = 60  # seconds
+_KEPT = 900  # seconds
+_MAX_BYTES = 1_000_000_000
+_LEAST_BYTES = 65_536  # that a file counts for, so that many small ones fill the folder too
+
+
+class UploadFolder:
+    """Whatever lies in the folder is an upload, also the half of one whose sender went away."""
+
+    def __init__(self, path: Path):
+        self.path = path.resolve()
+
+    def holds(self, path: Any) -> bool:
+        """Whether this, as a stranger gave it, is a path in the folder. Links are followed."""
+        if not isinstance(path, str) or "\0" in path:
+            return False
+        return self.path in Path(path).resolve().parents
+
+    def is_full(self) -> bool:
+        return sum(max(status.st_size, _LEAST_BYTES) for _, status in self._entries()) > _MAX_BYTES
+
+    def sweep(self) -> None:
+        """Delete what is older than 15 minutes."""
+        oldest = time.time() - _KEPT
+        for path, status in self._entries():
+            if status.st_mtime < oldest:
+                try:
+                    path.rmdir() if path.is_dir() else path.unlink()
+                except OSError:  # a folder with a newer file, or one that is gone already
+                    continue
+
+    def keep_swept(self) -> None:
+        """Sweep every minute, as long as this process lives."""
+
+        def sweep_for_ever() -> None:
+            while True:
+                time.sleep(_SWEPT_EVERY)
+                self.sweep()
+
+        threading.Thread(target=sweep_for_ever, name="upload sweeper", daemon=True).start()
+
+    def _entries(self) -> Iterator[tuple[Path, stat_result]]:
+        for path in list(self.path.rglob("*")):
+            try:
+                yield path, path.stat()
+            except FileNotFoundError:  # deleted meanwhile
+                continue
