@@ -124,7 +124,7 @@ def _grad_cam(model: SpeechImageRetrievalModel, heard: Tensor, seen: Tensor) -> 
     )
     image = model.get_image_features(backbone_features=seen.clone()).last_hidden_state
     states = speech.last_hidden_state.requires_grad_()
-    encoded, weights = model.multimodal_encoder(states, speech.attention_mask, image)
+    encoded, weights = model.multimodal_encoder(states, speech.attention_mask, model.project_images(image))
     gradients = torch.autograd.grad(model.matching_head(encoded[0, 0]).squeeze(), weights)
     products = [(weight * gradient)[0].relu().mean(0) for weight, gradient in zip(weights, gradients, strict=True)]
     joint = torch.stack(products).sum(0)[1:, 1:].detach()  # without the [CLS] of both

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from ..processing.media import PICTURE_SUFFIXES
+
 if TYPE_CHECKING:
     from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
     from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
@@ -72,6 +74,18 @@ def load_model(name: str) -> tuple[SpeechImageRetrievalModel, SpeechImageRetriev
         raise ValueError(f"{name} lacks {len(missing)} of the model's weights, {missing[0]} first.")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     return model.to(device), processor
+
+
+def check_picture_name(option: str, out: Path | None) -> None:
+    """Refuse a file that no picture can be written to, before anything is computed."""
+    if out is None:
+        return
+    if out.suffix.lower() not in PICTURE_SUFFIXES:
+        raise ValueError(
+            f"{option} {out} is no name of a picture: let it end in {', '.join(sorted(PICTURE_SUFFIXES))}."
+        )
+    if out.is_dir():
+        raise ValueError(f"{option} {out} is a folder. Give the name of a picture in it.")
 
 
 def write_json(content: dict[str, Any], out: Path) -> None:

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..processing.media import PICTURE_SUFFIXES
-
 if TYPE_CHECKING:
     from ..retrieval.explanation import Explanation
 
@@ -21,18 +19,6 @@ ExplainOption = Annotated[
         "which part of the picture count.",
     ),
 ]
-
-
-def check_explain(out: Path | None) -> None:
-    """Refuse a file that no picture can be written to, before anything is computed."""
-    if out is None:
-        return
-    if out.suffix.lower() not in PICTURE_SUFFIXES:
-        raise ValueError(
-            f"--explain {out} is no name of a picture: let it end in {', '.join(sorted(PICTURE_SUFFIXES))}."
-        )
-    if out.is_dir():
-        raise ValueError(f"--explain {out} is a folder. Give the name of a picture in it.")
 
 
 def save_explanations(explanations: Sequence[Explanation], out: Path) -> None:

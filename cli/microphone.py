@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import typer
 
+MAX_SECONDS = 30.0
 _QUIETEST = 1e-3  # of full scale, -60 dB: below is a microphone that is muted
 
 
-def record_speech(max_seconds: float) -> dict[str, Any]:
+def record_speech(max_seconds: float = MAX_SECONDS) -> dict[str, Any]:
     """Record until Enter is pressed, for at most `max_seconds`.
 
     Returns:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from ..processing.media import PICTURE_SUFFIXES
-from .app import BatchSizeOption, RerankOption, ScoreRuleOption, app, load_model
+from .app import BatchSizeOption, RerankOption, ScoreRuleOption, app, check_picture_name, load_model
 from .corpus import load_split
-from .explain import ExplainOption, check_explain, save_explanations
+from .explain import ExplainOption, save_explanations
+from .microphone import MAX_SECONDS, record_speech
 from .search_index import search_index
 
 if TYPE_CHECKING:
@@ -31,9 +32,12 @@ _SEARCHED = "An index; or a model (a folder or a Hub id), then a folder of pictu
 def search(
     model: Annotated[str, typer.Argument(metavar="INDEX | MODEL IMAGES", help=_SEARCHED)],
     images_and_queries: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(metavar="QUERY...", help="Recordings; pictures, where an index holds recordings."),
-    ],
+    ] = None,
+    mic: Annotated[
+        bool, typer.Option("--mic", help=f"Query with the microphone, until you press Enter or {MAX_SECONDS:g} s.")
+    ] = False,
     caption: Annotated[
         list[str] | None,
         typer.Option(help="Query with this caption_id of the corpus' test split, or `random`; may be repeated."),
@@ -58,13 +62,16 @@ def search(
     Search an index (sir index) by recordings, or by pictures if it holds recordings: sir search INDEX QUERY.wav
     Or search a folder or a corpus once, without one: sir search MODEL IMAGES QUERY.wav
     """
-    check_explain(explain)
+    check_picture_name("--sheet", sheet)
+    check_picture_name("--explain", explain)
+    images_and_queries = images_and_queries or []
     if _is_index(model):
         if caption:
             raise ValueError("--caption needs MODEL and a corpus. Search an index by recordings or pictures.")
         search_index(
             model,
             images_and_queries,
+            mic=mic,
             model=model_of_index,
             top_k=top_k,
             rerank_top_k=rerank_top_k,
@@ -80,6 +87,8 @@ def search(
             raise ValueError(
                 f"{option} is for an index, and {model} is none. Build one: sir index MODEL SOURCE --out DIR"
             )
+    if not images_and_queries:
+        raise ValueError(f"{model} is no index. Search pictures with a model: sir search MODEL IMAGES QUERY.wav")
     images, *recordings = images_and_queries
     rows = load_split(str(images), "test") if (images / "dataset_dict.json").is_file() else None
     gallery = _folder_gallery(images) if rows is None else _corpus_gallery(rows)
@@ -90,8 +99,10 @@ def search(
                 f"--caption needs a corpus, and {images} is a folder of pictures. Give a recording instead."
             )
         queries += _caption_queries(rows, gallery, caption, seed)
+    if mic:
+        queries.append(_Query(record_speech(), "microphone"))
     if not queries:
-        raise ValueError("There is nothing to search for: give recordings, or --caption with a corpus.")
+        raise ValueError("There is nothing to search for: give recordings, --mic, or --caption with a corpus.")
     from ..retrieval.search import search_images
 
     loaded, processor = load_model(model)

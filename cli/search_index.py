@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from .app import load_model, write_json
 from .explain import save_explanations
+from .microphone import record_speech
 
 if TYPE_CHECKING:
     from ..retrieval.index_search import Found
@@ -25,8 +26,9 @@ def require_lancedb() -> None:
 
 def search_index(
     uri: str,
-    queries: Sequence[Path],
+    files: Sequence[Path],
     *,
+    mic: bool,
     model: str | None,
     top_k: int,
     rerank_top_k: int,
@@ -42,9 +44,11 @@ def search_index(
 
     info = SpeechImageIndex.open(uri).info
     asked = "speech" if info.modality == "image" else "image"
-    if not queries:
+    if not files and not mic:
         raise ValueError(f"There is nothing to search for: give {PLURAL[asked]}.")
-    for path in queries:
+    if mic and asked != "speech":
+        raise ValueError(f"{uri} holds recordings, which are found by pictures: --mic is for pictures.")
+    for path in files:
         if not path.is_file():
             raise ValueError(f"There is no file {path}.")
         if path.suffix.lower() in SUFFIXES[info.modality]:
@@ -53,27 +57,29 @@ def search_index(
             )
     if sheet and info.modality == "speech":
         raise ValueError("--sheet draws pictures that speech found; this index holds recordings.")
+    queries: list[Any] = [*files, *([record_speech()] if mic else [])]
+    names = [str(path) for path in files] + ["microphone"] * mic
     loaded, processor = load_model(model or info.model_name)
     index = SpeechImageIndex.open(uri, loaded, processor)
-    found = index.search(queries, top_k, rerank_top_k, score_rule, where, query_names=[str(path) for path in queries])
-    for path, results in zip(queries, found, strict=True):
-        _print_results(path, results)
+    found = index.search(queries, top_k, rerank_top_k, score_rule, where, query_names=names)
+    for name, results in zip(names, found, strict=True):
+        _print_results(name, results)
     if json_out:
-        write_json({"index": uri, "queries": [_as_json(*pair) for pair in zip(queries, found, strict=True)]}, json_out)
+        write_json({"index": uri, "queries": [_as_json(*pair) for pair in zip(names, found, strict=True)]}, json_out)
     if sheet:
-        _draw_sheet(queries, found, processor.sampling_rate, sheet)
+        _draw_sheet(queries, names, found, processor.sampling_rate, sheet)
         typer.echo(f"Drawn to {sheet}")
     if explain:
-        best = [(path, results[0].id) for path, results in zip(queries, found, strict=True) if results]
+        best = [(query, results[0].id) for query, results in zip(queries, found, strict=True) if results]
         save_explanations([index.explain(*pair) for pair in best], explain)
 
 
-def _print_results(query: Path, results: Sequence[Found]) -> None:
+def _print_results(query: str, results: Sequence[Found]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(query.name), title_justify="left")
+    table = Table(title=escape(Path(query).name), title_justify="left")
     for column in ("rank", "match", "similarity", "coarse rank"):
         table.add_column(column, justify="right")
     for column in ("name", "text"):
@@ -85,18 +91,20 @@ def _print_results(query: Path, results: Sequence[Found]) -> None:
     Console().print(table)
 
 
-def _as_json(query: Path, results: Sequence[Found]) -> dict[str, object]:
+def _as_json(query: str, results: Sequence[Found]) -> dict[str, object]:
     rows = [{name: value for name, value in asdict(result).items() if name != "preview"} for result in results]
-    return {"query": str(query), "results": rows}
+    return {"query": query, "results": rows}
 
 
-def _draw_sheet(queries: Sequence[Path], found: Sequence[Sequence[Found]], sampling_rate: int, out: Path) -> None:
+def _draw_sheet(
+    queries: Sequence[Any], names: Sequence[str], found: Sequence[Sequence[Found]], sampling_rate: int, out: Path
+) -> None:
     from PIL import Image
 
     from ..processing.media import load_speech
     from ..retrieval.contact_sheet import SheetQuery, SheetResult, draw_contact_sheet
 
-    def row(query: Path, results: Sequence[Found]) -> SheetQuery:
+    def row(query: Any, name: str, results: Sequence[Found]) -> SheetQuery:
         shown = [
             SheetResult(
                 Image.open(io.BytesIO(result.preview)),
@@ -107,7 +115,7 @@ def _draw_sheet(queries: Sequence[Path], found: Sequence[Sequence[Found]], sampl
             )
             for result in results
         ]
-        return SheetQuery(query.name, load_speech(query, None, sampling_rate), sampling_rate, shown)
+        return SheetQuery(Path(name).name, load_speech(query, None, sampling_rate), sampling_rate, shown)
 
     out.parent.mkdir(parents=True, exist_ok=True)
-    draw_contact_sheet([row(*pair) for pair in zip(queries, found, strict=True)]).save(out)
+    draw_contact_sheet([row(*of_query) for of_query in zip(queries, names, found, strict=True)]).save(out)

@@ -148,11 +148,13 @@ def encoded_size(clip: Any) -> int:
         return Path(clip).stat().st_size
     if not isinstance(clip, Mapping):
         return len(clip)
+    if clip.get("array") is not None:
+        return len(clip["array"])
     if clip.get("bytes") is not None:
         return len(clip["bytes"])
     if clip.get("path") is not None:
         return Path(clip["path"]).stat().st_size
-    raise ValueError(f"a clip needs 'bytes' or 'path'; this one has {sorted(clip)} and neither of the two is set")
+    raise ValueError(f"a clip needs 'bytes', 'path' or 'array'; this one has {sorted(clip)}, and none of them is set")
 
 
 @contextmanager

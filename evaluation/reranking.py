@@ -166,17 +166,14 @@ def score_pairs(
                 pictures_projected = pictures
             clips, clip_of_pair = speech[pairs].unique(return_inverse=True)
             states, mask = speech_states.padded(clips)
-            logits[pairs] = (
-                model.match(
-                    states.to(model.device, model.dtype),
-                    mask.to(model.device),
-                    projected,
-                    image_rows=torch.searchsorted(pictures, image[pairs]).to(model.device),
-                    speech_rows=clip_of_pair.to(model.device),
-                )
-                .float()
-                .cpu()
+            scores = model.match(
+                states.to(model.device, model.dtype),
+                mask.to(model.device),
+                projected,
+                image_rows=torch.searchsorted(pictures, image[pairs]).to(model.device),
+                speech_rows=clip_of_pair.to(model.device),
             )
+            logits[pairs] = scores.float().cpu()
     if logits.isnan().any():
         pair = int(logits.isnan().nonzero()[0])
         raise ValueError(

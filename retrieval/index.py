@@ -211,7 +211,7 @@ class SpeechImageIndex:
         """
         with damage_explained(self.uri):
             self._table.checkout_latest()
-            config = ann_config(self._table.count_rows(), self.info.projection_dim)
+            config = ann_config(self._table.count_rows())
             self._table.create_index("embedding", config=config, replace=True)
 
     def _update(self) -> Update:

@@ -21,7 +21,7 @@ from ..evaluation.embedding import read_batch
 from ..evaluation.recall import refuse_nan
 from ..evaluation.reranking import ScoreRule, sic_temperature
 from ..evaluation.states import join
-from .ann import PROBES, REFINE
+from .ann import REFINE, probes
 from .encoding import encode_inputs
 from .index_table import IndexInfo, IndexProblem
 from .sources import Modality
@@ -56,8 +56,12 @@ class Found:
 
 
 @dataclass(frozen=True)
-class _Candidates:
-    """Rows of the table by falling similarity to one query: ids of rows and similarities, (candidates,) both."""
+class Candidates:
+    """Rows of a table by falling similarity to one query.
+
+    Attributes:
+        rows: LanceDB's ids of the rows. coarse: (rows,) cosine similarities.
+    """
 
     rows: list[int]
     coarse: Tensor
@@ -108,7 +112,7 @@ def search_table(
     """Results of each query, the best first; the arguments are those of :meth:`.index.SpeechImageIndex.search`."""
     refuse_nan(queries.embeddings, "query", ("query", "number"))
     depth = max(top_k, rerank_top_k)
-    candidates = [_nearest(table, embedding, depth, where) for embedding in queries.embeddings]
+    candidates = nearest(table, queries.embeddings, depth, where)
     fine = [torch.empty(0)] * len(candidates)
     if rerank_top_k:
         best = [found.rows[:rerank_top_k] for found in candidates]
@@ -132,19 +136,30 @@ def search_table(
     ]
 
 
-def _nearest(table: lancedb.table.Table, embedding: Tensor, depth: int, where: str | None) -> _Candidates:
+def nearest(table: lancedb.table.Table, embeddings: Tensor, depth: int, where: str | None = None) -> list[Candidates]:
+    """The `depth` most similar rows of each query: exact, or by the approximate index if there is one.
+
+    Args:
+        embeddings: (queries, projection) float32 of unit length.
+        where: as of :meth:`.index.SpeechImageIndex.search`.
+    """
+    probed = probes(table.count_rows())
+    return [_nearest(table, embedding, depth, where, probed) for embedding in embeddings]
+
+
+def _nearest(table: lancedb.table.Table, embedding: Tensor, depth: int, where: str | None, probed: int) -> Candidates:
     query = table.search(embedding.numpy(), vector_column_name="embedding").distance_type("dot").limit(depth)
     if where is not None:
         query = query.where(where, prefilter=True)
     # Of an approximate index: its own distances are rounded, so more rows are fetched and compared exactly.
-    query = query.refine_factor(REFINE).nprobes(PROBES).select(["embedding", "_distance"]).with_row_id(True)
+    query = query.refine_factor(REFINE).nprobes(probed).select(["embedding", "_distance"]).with_row_id(True)
     found = query.to_arrow().sort_by("_rowid")
     vectors = found["embedding"].combine_chunks().flatten().to_numpy().reshape(len(found), len(embedding))
     # LanceDB's distance is 1 - similarity, which has lost the digits that tell near-equals apart.
     coarse = torch.from_numpy(vectors.copy()) @ embedding
     order = coarse.argsort(descending=True, stable=True)
     rows = found["_rowid"].to_numpy()
-    return _Candidates(rows[order.numpy()].tolist(), coarse[order])
+    return Candidates(rows[order.numpy()].tolist(), coarse[order])
 
 
 def _order(coarse: Tensor, matching: Tensor, score_rule: ScoreRule, model: nn.Module) -> list[int]:

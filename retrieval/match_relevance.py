@@ -80,12 +80,9 @@ class MatchedPair:
         everywhere = torch.ones(speech.shape[:2], dtype=torch.bool, device=speech.device)
         heard = self.model.get_speech_features(backbone_features=speech, attention_mask=everywhere)
         seen = self.model.get_image_features(backbone_features=image).last_hidden_state
-        pairs = max(len(speech), len(image))
-        states, mask = (
-            part.expand(pairs, *part.shape[1:]) for part in (heard.last_hidden_state, heard.attention_mask)
-        )
-        pictures = torch.arange(pairs, device=seen.device) % len(seen)
-        return self.model.match(states, mask, seen, pictures)
+        pairs = torch.arange(max(len(speech), len(image)), device=seen.device)
+        rows = {"image_rows": pairs % len(seen), "speech_rows": pairs % len(speech)}
+        return self.model.match(heard.last_hidden_state, heard.attention_mask, seen, **rows)
 
     def _integrated(self, truth: Tensor, mean: Tensor, logits: Callable[[Tensor], Tensor]) -> Tensor:
         """Integrated gradients of one input, float32 in its shape without the first dimension."""

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
+from speech_image_retrieval.cli import app
 from speech_image_retrieval.cli.microphone import record_speech
+from typer.testing import CliRunner, Result
+
+from .retrieval.tiny_gallery import picture_folder, save_tiny
 
 RATE = 48_000
 
@@ -59,3 +65,22 @@ def test_what_cannot_be_recorded_is_explained(microphone, monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     with pytest.raises(ValueError, match=r"pip install 'speech-image-retrieval\[microphone\]'"):
         record_speech(1)
+
+
+def test_a_spoken_query_finds_what_its_recording_finds(microphone, tmp_path):
+    model, pictures = save_tiny(tmp_path / "model"), picture_folder(tmp_path / "pictures", 8)
+    tone = 0.1 * np.sin(np.arange(RATE // 2) / 20)
+    soundfile.write(tmp_path / "tone.wav", tone, RATE, subtype="FLOAT")
+    found = tmp_path / "index", tmp_path / "found.json"
+    sir("index", model, pictures, "--out", found[0])
+    said = sir("search", found[0], tmp_path / "tone.wav", "--mic", "--json", found[1], "--sheet", tmp_path / "s.png")
+    by_file, by_microphone = json.loads(found[1].read_text(encoding="utf-8"))["queries"]
+    assert by_microphone["query"] == "microphone" and "Speak now" in said.stderr
+    assert [row["id"] for row in by_file["results"]] == [row["id"] for row in by_microphone["results"]]
+    assert "microphone" in sir("search", model, pictures, "--mic").stdout
+
+
+def sir(*arguments: object) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], input="\n")
+    assert result.exit_code == 0, result.output
+    return result

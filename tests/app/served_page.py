@@ -44,8 +44,7 @@ def served(*arguments: object, temporary: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    script = Path(__file__).with_name("sir_app.py")
-    command = [sys.executable, str(script), "app", *map(str, arguments), "--port", str(port)]
+    command = [sys.executable, "-m", "speech_image_retrieval.cli", "app", *map(str, arguments), "--port", str(port)]
     environment = {**os.environ, "NO_PROXY": "*", "TMPDIR": str(temporary)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         try:

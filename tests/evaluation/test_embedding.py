@@ -130,5 +130,5 @@ def test_encoded_size_of_bytes_files_and_samples(tmp_path):
     encoded = {"bytes": b"123", "path": "elsewhere.wav"}
     clips = [encoded, {"bytes": None, "path": str(path)}, path, torch.zeros(5)]
     assert [encoded_size(clip) for clip in clips] == [3, 7, 7, 5]
-    with pytest.raises(ValueError, match="neither of the two is set"):
+    with pytest.raises(ValueError, match="none of them is set"):
         encoded_size({"bytes": None, "path": None})

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from speech_image_retrieval.evaluation import EncodedSpeech
@@ -10,7 +11,7 @@ from speech_image_retrieval.retrieval.index import SpeechImageIndex
 from speech_image_retrieval.retrieval.index_search import search_table
 from speech_image_retrieval.retrieval.index_table import IndexInfo, create_table
 
-ROWS, WIDTH = 3_000, 32
+ROWS, WIDTH = 120_000, 32  # more parts than are probed
 INFO = IndexInfo("image", WIDTH, 8, "none", "none", keep_states=False)
 
 
@@ -19,12 +20,11 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def fill(uri: Path, vectors: np.ndarray) -> None:
-    constant = {"source": "generated", "fingerprint": "", "preview": b""}
-    rows = [
-        {"id": f"{number}", "name": f"{number}", "embedding": vector, **constant}
-        for number, vector in enumerate(vectors)
-    ]
-    create_table(str(uri), INFO).add(rows)
+    names = [f"{number}" for number in range(len(vectors))]
+    columns = {"id": names, "name": names, "embedding": list(vectors)}
+    columns |= {"source": ["generated"] * len(names), "fingerprint": [""] * len(names), "preview": [b""] * len(names)}
+    columns |= {name: [None] * len(names) for name in ("path", "text", "speaker", "language")}
+    create_table(str(uri), INFO).add(pa.table(columns, schema=INFO.schema()))
 
 
 def found(index: SpeechImageIndex, queries: np.ndarray) -> list[list[int]]:
@@ -37,8 +37,8 @@ def found(index: SpeechImageIndex, queries: np.ndarray) -> list[list[int]]:
 
 def test_an_approximate_index_finds_nearly_all_that_an_exact_search_finds(tmp_path: Path):
     draw = np.random.default_rng(0)
-    clusters = draw.normal(size=(60, WIDTH))
-    vectors = unit(clusters[draw.integers(0, 60, ROWS)] + 0.6 * draw.normal(size=(ROWS, WIDTH)))
+    clusters = draw.normal(size=(600, WIDTH))
+    vectors = unit(clusters[draw.integers(0, 600, ROWS)] + 0.6 * draw.normal(size=(ROWS, WIDTH)))
     queries = unit(clusters[:20] + 0.6 * draw.normal(size=(20, WIDTH)))
     fill(tmp_path / "index", vectors)
     index = SpeechImageIndex.open(tmp_path / "index")

@@ -98,7 +98,7 @@ def test_a_damaged_data_file_is_named(index: SpeechImageIndex, damage, tmp_path:
 
 
 def test_an_error_of_the_model_is_not_taken_for_damage(index: SpeechImageIndex, monkeypatch):
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **options: object) -> None:
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(index._model, "match", fail)

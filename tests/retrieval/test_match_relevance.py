@@ -71,8 +71,8 @@ class OneTokenEach(torch.nn.Module):
         tokens = backbone_features.flatten(2).transpose(1, 2) if backbone_features.dim() == 4 else backbone_features
         return type("Output", (), {"last_hidden_state": tokens})
 
-    def match(self, speech, mask, image, rows):
-        return speech[:, self.places[0], 0] * image[rows][:, self.places[1], 0]
+    def match(self, speech, mask, image, image_rows, speech_rows):
+        return speech[speech_rows][:, self.places[0], 0] * image[image_rows][:, self.places[1], 0]
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 2, 3), (1, 7, 4)], ids=["feature map", "tokens"])
