@@ -72,7 +72,7 @@ class TrainingArguments:
     weight_decay: float = 0.02
     adam_beta2: float = 0.98
     max_grad_norm: float = 1.0
-    mixed_precision: Literal["no", "bf16"] = "bf16"
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"  # auto: bf16 where the device has it in hardware
     attention: Literal["auto", "eager", "sdpa"] = "auto"  # auto: eager on a CPU, where SDPA's backward is slow
     activation_checkpointing: bool = False
 

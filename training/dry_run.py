@@ -28,6 +28,7 @@ from .arguments import ArgumentError, TrainingArguments
 from .checkpoint import tensors_to_save
 from .matching import MatchingPairs
 from .momentum import is_frozen
+from .muon import Muon
 from .objective import Batch, CoarseToFineObjective
 from .optimizers import build_optimizers
 from .policies import apply_policies, keep_frozen_in_evaluation
@@ -141,7 +142,7 @@ def dry_run(arguments: TrainingArguments) -> DryRun:
     with FakeTensorMode(allow_non_fake_inputs=True):
         _make_fake(objective)
         memory["optimizer states"] = sum(
-            (1 if isinstance(optimizer, torch.optim.Muon) else 2) * _bytes(group["params"])
+            (1 if isinstance(optimizer, Muon) else 2) * _bytes(group["params"])
             for optimizer in build_optimizers(arguments, model)
             for group in optimizer.param_groups
         )
@@ -159,11 +160,15 @@ def dry_run(arguments: TrainingArguments) -> DryRun:
     )
 
 
+def _on_a_gpu(arguments: TrainingArguments) -> str:
+    return "bf16" if arguments.mixed_precision == "auto" else arguments.mixed_precision
+
+
 def measure(arguments: TrainingArguments, objective: CoarseToFineObjective, batch: Batch) -> Measured:
     """Train on a batch, of real or of fake tensors alike; gradients are left."""
     objective.train()
     keep_frozen_in_evaluation(objective.model)
-    autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=arguments.mixed_precision == "bf16")
+    autocast = partial(torch.autocast, "cpu", torch.bfloat16, enabled=_on_a_gpu(arguments) == "bf16")
     with torch.no_grad(), autocast():
         speech, clip_tokens, speech_transient = _encoded(arguments, objective, SPEECH, batch.speech)
         image, picture_tokens, image_transient = _encoded(arguments, objective, VISION, batch.image)
@@ -303,7 +308,7 @@ def print_dry_run(arguments: TrainingArguments) -> None:
     attention = "eager" if arguments.attention == "eager" else "fused"
     console.print(
         f"{arguments.batch_size} pairs on a GPU, clips of {run.max_seconds:g} s or {run.tokens[0]} tokens, pictures "
-        f"of {run.tokens[1]} tokens, precision {arguments.mixed_precision}, {attention} attention, {checkpointing} "
+        f"of {run.tokens[1]} tokens, precision {_on_a_gpu(arguments)}, {attention} attention, {checkpointing} "
         "activation checkpointing. What CUDA itself and the fragmentation of its memory take comes on top.",
         highlight=False,
     )

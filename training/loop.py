@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from datasets import Dataset, DatasetDict
 from rich.console import Console
@@ -33,6 +33,7 @@ from .log import TrainingLog, draw_curves
 from .objective import Losses
 from .optimizers import build_optimizers, learning_rate_factor
 from .policies import keep_frozen_in_evaluation
+from .precision import resolve_precision
 from .setup import (
     build_model,
     build_objective,
@@ -53,7 +54,8 @@ class Trainer:
         self.arguments = arguments
         self.output_dir = Path(arguments.output_dir)
         self.console = Console(stderr=True)
-        self.accelerator = Accelerator(mixed_precision=arguments.mixed_precision)
+        self.precision = resolve_precision(arguments.mixed_precision, PartialState().device)
+        self.accelerator = Accelerator(mixed_precision=self.precision)
         if self.accelerator.num_processes > 1:
             raise ArgumentError(
                 f"Training runs in one process, not in {self.accelerator.num_processes}: negatives are not gathered."
@@ -101,7 +103,7 @@ class Trainer:
             self.corpus[split],
             split,
             self.arguments.corpus,
-            precision=self.arguments.mixed_precision,
+            precision=self.precision,
             autocast=self.accelerator.autocast,
         )
 

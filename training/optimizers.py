@@ -10,6 +10,7 @@ from torch import nn
 
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
 from .arguments import TrainingArguments
+from .muon import Muon
 from .policies import backbone_levels, is_lora
 
 
@@ -17,9 +18,8 @@ def build_optimizers(arguments: TrainingArguments, model: SpeechImageRetrievalMo
     """AdamW for every trained parameter; with `muon_learning_rate` Muon for the matrices inside layers.
 
     No weight decay on biases, norms and the temperature. Every group carries its peak rate as `peak_lr`; those at the
-    rates of the arguments come first. Muon (Jordan et al. 2024) is scaled to AdamW's update size (Liu et al. 2025,
-    arXiv 2502.16982); embeddings and the output layers stay with AdamW, as both advise, and so do LoRA's matrices,
-    whose low rank Muon's orthogonal updates were not made for.
+    rates of the arguments come first. Embeddings and the output layers stay with AdamW, as Muon's authors advise, and
+    so do LoRA's matrices, whose low rank Muon's orthogonal updates were not made for.
     """
     matrices = _hidden_matrices(model) if arguments.muon_learning_rate else set()
     scales = _rate_scales(arguments, model)
@@ -41,9 +41,7 @@ def build_optimizers(arguments: TrainingArguments, model: SpeechImageRetrievalMo
         torch.optim.AdamW(settings(False, arguments.learning_rate), betas=(0.9, arguments.adam_beta2), fused=True)
     ]
     if matrices:
-        optimizers.append(
-            torch.optim.Muon(settings(True, arguments.muon_learning_rate), adjust_lr_fn="match_rms_adamw")
-        )
+        optimizers.append(Muon(settings(True, arguments.muon_learning_rate)))
     return optimizers
 
 

@@ -11,6 +11,7 @@ from speech_image_retrieval.evaluation.digest import weights_digest
 from speech_image_retrieval.training import checkpoint as checkpoint_module
 from speech_image_retrieval.training.arguments import ArgumentError
 from speech_image_retrieval.training.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from speech_image_retrieval.training.muon import Muon
 from speech_image_retrieval.training.optimizers import build_optimizers
 from speech_image_retrieval.training.setup import build_model, build_objective
 from torch import nn
@@ -34,7 +35,7 @@ class Shared(nn.Module):
 
 def optimizers_of(module: Shared, lr: float) -> list[torch.optim.Optimizer]:
     head = module.model["head"]
-    return [torch.optim.AdamW([head.bias], lr=lr), torch.optim.Muon([head.weight], lr=lr)]
+    return [torch.optim.AdamW([head.bias], lr=lr), Muon([head.weight], lr=lr)]
 
 
 def same_frozen_weights(module: Shared) -> Shared:

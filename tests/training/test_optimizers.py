@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from speech_image_retrieval.training.muon import Muon
 from speech_image_retrieval.training.optimizers import build_optimizers, learning_rate_factor
 from speech_image_retrieval.training.setup import build_model
 
@@ -47,7 +48,7 @@ def test_muon_takes_the_matrices_inside_layers_and_nothing_else(make_arguments, 
     settings = rates_of(build_optimizers(arguments, model))
     named = {name: part for name, part in model.named_parameters() if part.requires_grad}
     assert {id(part) for part in named.values()} == set(settings)
-    by_muon = {name for name, part in named.items() if settings[id(part)][0] is torch.optim.Muon}
+    by_muon = {name for name, part in named.items() if settings[id(part)][0] is Muon}
     assert all(settings[id(named[n])][3] == 0.1 for n in by_muon)
     assert {"speech_transformer.layers.0.self_attention.q_proj.weight", "speech_input.weight"} <= by_muon
     assert settings[id(model.multimodal_encoder.layers[0].cross_attention.v_proj.weight)][1] == 0.02
@@ -85,7 +86,7 @@ def test_each_part_has_its_rate_and_each_layer_less_than_the_one_above(muon, mak
         base = 1e-3 if kind is torch.optim.AdamW else muon
         assert rate == peak == pytest.approx(share * base), name
     kinds = {settings[name][0] for name in shares}
-    assert kinds == ({torch.optim.AdamW, torch.optim.Muon} if muon else {torch.optim.AdamW})
+    assert kinds == ({torch.optim.AdamW, Muon} if muon else {torch.optim.AdamW})
 
 
 def test_the_first_group_has_the_rate_of_the_arguments(make_arguments, tmp_path):
