@@ -24,7 +24,7 @@ class Answer:
         rank, coarse_rank: from 1, after and before re-ranking.
         similarity: cosine similarity with the query.
         match: matching logit, above 0 for "they match"; None if it was not re-ranked.
-        preview: a JPEG thumbnail, or the recording as Ogg Opus.
+        preview: a JPEG thumbnail, or the recording as FLAC.
     """
 
     id: str

@@ -8,7 +8,7 @@ from html import escape
 
 from .answers import Answer
 
-_MAX_PLAYED = 3_000_000  # bytes of a recording that is sent along with the page; Opus needs 1 MB for 2 to 4 minutes
+_MAX_PLAYED = 3_000_000  # bytes of a recording that is sent along with the page; FLAC needs 1 MB for about a minute
 
 
 def pictures(answers: Sequence[Answer]) -> str:
@@ -97,7 +97,7 @@ def _player(answer: Answer) -> str:
         return '<p class="speaker">This recording is too long to be played here.</p>'
     return (
         f'<audio controls preload="metadata" aria-label="Description {answer.rank}: {escape(answer.title)}" '
-        f'src="data:audio/ogg;base64,{_base64(answer.preview)}"></audio>'
+        f'src="data:audio/flac;base64,{_base64(answer.preview)}"></audio>'
     )
 
 

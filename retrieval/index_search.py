@@ -36,7 +36,7 @@ class Found:
 
     Attributes:
         id: its id in the index. name: within its source. path: its file, if it has one.
-        preview: JPEG of at most 256 pixels a side, or the recording as Ogg Opus.
+        preview: JPEG of at most 256 pixels a side, or the recording as FLAC.
         coarse_score: cosine similarity with the query.
         coarse_rank: its rank by that similarity, from 1.
         matching_score: matching logit, above 0 for "they match"; None for one that was not re-ranked.

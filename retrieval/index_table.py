@@ -15,7 +15,7 @@ from filelock import FileLock
 
 from .sources import Modality
 
-FORMAT = 2
+FORMAT = 3
 TABLE = "items"
 _METADATA = b"speech_image_index"
 _MAGIC = b"LANC"  # how every data file of LanceDB ends
@@ -49,7 +49,7 @@ class IndexInfo:
     def schema(self) -> pa.Schema:
         """Columns of the table.
 
-        `preview` is what a result shows: a JPEG of at most 256 pixels a side, or the whole recording as Ogg Opus.
+        `preview` is what a result shows: a JPEG of at most 256 pixels a side, or the whole recording as FLAC.
         `embedding` has unit length, `states` is (token_count, width) float16.
         """
         fields = [

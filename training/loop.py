@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from .export import export_model
 from .frozen_features import FeatureProcessor, FeatureRows, cached_rows
 from .hard_batches import grouped_batches, length_bucketed_batches, shuffled_batches
 from .log import TrainingLog, draw_curves
-from .objective import Losses
+from .objective import CoarseToFineObjective, Losses
 from .optimizers import build_optimizers, learning_rate_factor
 from .policies import keep_frozen_in_evaluation
 from .precision import resolve_precision
@@ -48,9 +48,19 @@ class Trainer:
 
     The run's folder holds `model/` (the best exported model), `checkpoints/`, `arguments.yaml`, `log.csv`,
     `tensorboard/`, `curves.png` and `evaluation.json`.
+
+    Args:
+        objective: from the arguments, the model and the number of training rows to what a batch costs; for
+            experiments with other losses.
     """
 
-    def __init__(self, arguments: TrainingArguments):
+    def __init__(
+        self,
+        arguments: TrainingArguments,
+        objective: Callable[
+            [TrainingArguments, SpeechImageRetrievalModel, int], CoarseToFineObjective
+        ] = build_objective,
+    ):
         self.arguments = arguments
         self.output_dir = Path(arguments.output_dir)
         self.console = Console(stderr=True)
@@ -70,8 +80,9 @@ class Trainer:
         self.validation = self._rows("validation", model)
         reader = ExampleReader(self.processor, arguments.seed, *augmentations)
         self.examples = self._training_examples(reader, model)
-        objective = build_objective(arguments, model, len(self.examples))
-        self.objective, *self.optimizers = self.accelerator.prepare(objective, *build_optimizers(arguments, model))
+        self.objective, *self.optimizers = self.accelerator.prepare(
+            objective(arguments, model, len(self.examples)), *build_optimizers(arguments, model)
+        )
         self.batches_per_epoch = max(1, len(self.examples) // self._step_batch)
         planned = arguments.num_epochs * self.batches_per_epoch
         self.total_steps = min(planned, arguments.max_steps or planned)

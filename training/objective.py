@@ -102,10 +102,7 @@ class CoarseToFineObjective(nn.Module):
         if matching:
             pairs = self._pairs(*embeds, batch.image_ids)
             scores = self.model.match(
-                speech.last_hidden_state[pairs.speech],
-                speech.attention_mask[pairs.speech],
-                image.last_hidden_state,
-                pairs.image,
+                speech.last_hidden_state, speech.attention_mask, image.last_hidden_state, pairs.image, pairs.speech
             )
             matched = pairwise_matching_loss(scores, pairs)
             listed = listwise_matching_loss(scores, pairs)

@@ -60,7 +60,10 @@ class SmallModel(nn.Module):
         embeds = nn.functional.normalize(states[:, 0].float(), dim=-1)
         return SimpleNamespace(last_hidden_state=states, pooler_output=embeds)
 
-    def match(self, speech_states: Tensor, speech_mask: Tensor, image_states: Tensor, image_rows: Tensor) -> Tensor:
+    def match(
+        self, speech_states: Tensor, speech_mask: Tensor, image_states: Tensor, image_rows: Tensor, speech_rows: Tensor
+    ) -> Tensor:
+        speech_states, speech_mask = speech_states[speech_rows], speech_mask[speech_rows]
         image_states = image_states[image_rows]
         speech = (self.multimodal_encoder(speech_states) * speech_mask[..., None]).sum(1)
         return self.matching_head(speech * image_states.sum(1)).squeeze(-1)

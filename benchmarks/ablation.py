@@ -1,0 +1,168 @@
+"""What each part of the method adds: one training run for each cell and seed, at equal steps.
+
+python -m benchmarks.ablation configs/spoken_shapes.yaml [field=value ...] --out docs/ablation/spoken_shapes
+
+Figures of a run are kept in OUT/results.json as soon as it ends, and drawn and tabled anew; the same command again
+runs what is missing, and goes on with a run that was interrupted. Batches, steps, rates and the schedule are those of
+the configuration for every cell; what a cell switches is written into its overrides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from speech_image_retrieval.training.arguments import ArgumentError, TrainingArguments, load_arguments
+
+from benchmarks.ablation_report import draw, table
+
+_TEACHER = 0.995  # ALBEF's momentum
+_ALPHA = 0.4
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of parts. The objectives of published systems are reimplemented on this model; they are not
+    those systems."""
+
+    name: str
+    overrides: tuple[str, ...]
+    program: tuple[str, ...] = ("train.py",)
+
+
+def cells(arguments: TrainingArguments) -> list[Cell]:
+    """The cells in the order in which parts are added; the recipe itself is among them, if it has SIM and mining."""
+    start = max(arguments.group_start_step, arguments.matching_start_step, arguments.momentum_start_step)
+    no_matching = ("matching_weight=0", "listwise_weight=0")
+    no_queue = ("queue_size=0", "group_size=1")
+    no_teacher = ("momentum=null", "alpha=0")
+    mined = (f"group_size={max(arguments.group_size, 2)}", "negative_sampling=similarity")
+    teacher = (f"momentum={_TEACHER}", f"momentum_start_step={start}")
+    return [
+        Cell("SIC (SpeechCLIP's parallel objective)", (*no_matching, *no_queue, *no_teacher)),
+        Cell("SIC + queue", (*no_matching, "group_size=1", *teacher, "alpha=0")),
+        Cell("SIC + SIM, random negatives", (*no_queue, *no_teacher, "negative_sampling=random")),
+        Cell("+ hard negatives in the batch", (*no_queue, *no_teacher, "negative_sampling=similarity")),
+        Cell("+ negatives mined beyond the batch", (*mined, *no_teacher)),
+        Cell("+ queue in SIC", (*mined, *teacher, "alpha=0")),
+        Cell("+ MoD: all", (*mined, *teacher, f"alpha={_ALPHA}")),
+        Cell(
+            "margin InfoNCE, all pairs (FaST-VGS's objective)",
+            (*no_queue, *no_teacher),
+            ("-m", "benchmarks.margin_infonce"),
+        ),
+    ]
+
+
+class Results:
+    """Figures of the runs that ended, in a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.runs: list[dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.is_file() else []
+        self._lock = Lock()
+
+    def has(self, cell: str, seed: int, overrides: list[str]) -> bool:
+        """Whether the run is there.
+
+        Raises:
+            ArgumentError: it is, with other overrides: its figures are of another experiment.
+        """
+        for run in self.runs:
+            if (run["cell"], run["seed"]) == (cell, seed):
+                if run["overrides"] != overrides:
+                    raise ArgumentError(
+                        f"{self.path} has {cell!r}, seed {seed}, with {' '.join(run['overrides'])}: choose another "
+                        "--out, or remove these figures from it"
+                    )
+                return True
+        return False
+
+    def add(self, run: dict[str, Any]) -> None:
+        """Keep a run's figures, and draw and table all that are there."""
+        with self._lock:
+            self.runs.append(run)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = self.path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(self.runs, indent=1) + "\n", encoding="utf-8")
+            temporary.replace(self.path)
+
+
+def main() -> None:
+    """Run what is missing, a seed of all cells before the next."""
+    options = _options()
+    arguments = load_arguments(options.config, options.overrides)
+    every = cells(arguments)
+    order = [cell.name for cell in every]
+    chosen = [every[number - 1] for number in options.cells] if options.cells else every
+    results = Results(options.out / "results.json")
+    jobs = list(_missing(results, chosen, options))
+    print(f"{len(jobs)} runs are missing", flush=True)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        running = [pool.submit(_run, *job, results, options) for job in jobs]
+        try:
+            for future in running:
+                future.result()
+                _write_report(results, order, options.out)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    _write_report(results, order, options.out)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("overrides", nargs="*", metavar="field=value", help="for all cells")
+    parser.add_argument("--out", type=Path, required=True, help="folder of results.json, table.md and plot.png")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--cells", type=int, nargs="+", help="only these, counted from 1 in the table's order")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the processors")
+    return parser.parse_intermixed_args()
+
+
+def _missing(results: Results, chosen: list[Cell], options: argparse.Namespace) -> Iterator[tuple[Cell, int]]:
+    for seed in options.seeds:
+        for cell in chosen:
+            if not results.has(cell.name, seed, [*options.overrides, *cell.overrides]):
+                yield cell, seed
+
+
+def _run(cell: Cell, seed: int, results: Results, options: argparse.Namespace) -> None:
+    overrides = [*options.overrides, *cell.overrides]
+    slug = "".join(letter if letter.isalnum() else "_" for letter in cell.name)
+    folder = Path("outputs/ablation", options.out.name, f"{slug}-{seed}")
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, *cell.program, options.config, *overrides, f"seed={seed}", f"output_dir={folder}"]
+    threads = str(max(1, (os.cpu_count() or 1) // options.jobs))
+    with Path(folder, "run.log").open("a", encoding="utf-8") as log:
+        ended = subprocess.run(
+            command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": threads}, check=False
+        )
+    if ended.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {ended.returncode}; see {folder / 'run.log'}")
+    reports = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("evaluation*.json"))]
+    results.add({"cell": cell.name, "seed": seed, "overrides": overrides, "reports": reports})
+    print(f"{cell.name}, seed {seed}: {reports[0]['mean_r1']}", flush=True)
+
+
+def _write_report(results: Results, order: list[str], folder: Path) -> None:
+    if results.runs:
+        (folder / "table.md").write_text(table(results.runs, order), encoding="utf-8")
+        draw(results.runs, order, folder / "plot.png")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ArgumentError as error:
+        sys.exit(f"error: {error}")
