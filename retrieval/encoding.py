@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from ..processing.media import load_image, load_speech
 from .sources import Item, Modality
 
 THUMBNAIL = 256
+_PIXELS_AT_ONCE = 16_000_000
 _BATCHES_SORTED = 8  # recordings among which those of similar length share a batch
 
 
@@ -113,12 +115,29 @@ def _reason(processor: Callable, modality: Modality, item: Item) -> str | None:
 
 def _inputs(processor: Callable, modality: Modality, items: list[Item]) -> tuple[Mapping[str, Tensor], list[bytes]]:
     if modality == "image":
-        pictures = [load_image(item.medium) for item in items]
-        return processor(images=pictures, return_tensors="pt"), [_thumbnail(picture) for picture in pictures]
+        previews: list[bytes] = []
+        parts = []
+        for pictures in _loaded(items):
+            previews += [_thumbnail(picture) for picture in pictures]
+            parts.append(processor(images=pictures, return_tensors="pt"))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, previews
     rate = processor.sampling_rate
     clips = [load_speech(item.medium, None, rate) for item in items]
     inputs = processor(audio=clips, sampling_rate=rate, return_tensors="pt")  # first: it refuses what is too long
     return inputs, [_compressed(clip, rate) for clip in clips]
+
+
+def _loaded(items: list[Item]) -> Iterator[list[Image.Image]]:
+    """Some pictures at a time: a batch of photographs in full resolution would be gigabytes."""
+    pictures, pixels = [], 0
+    for item in items:
+        pictures.append(load_image(item.medium))
+        pixels += math.prod(pictures[-1].size)
+        if pixels > _PIXELS_AT_ONCE:
+            yield pictures
+            pictures, pixels = [], 0
+    if pictures:
+        yield pictures
 
 
 def _thumbnail(picture: Image.Image) -> bytes:
