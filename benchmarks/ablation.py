@@ -45,16 +45,17 @@ def cells(arguments: TrainingArguments) -> list[Cell]:
     no_matching = ("matching_weight=0", "listwise_weight=0")
     no_queue = ("queue_size=0", "group_size=1")
     no_teacher = ("momentum=null", "alpha=0")
-    mined = (f"group_size={max(arguments.group_size, 2)}", "negative_sampling=similarity")
-    teacher = (f"momentum={_TEACHER}", f"momentum_start_step={start}")
+    queue = f"queue_size={arguments.queue_size or TrainingArguments.queue_size}"
+    mined = (queue, f"group_size={arguments.group_size if arguments.group_size > 1 else 4}")
+    teacher = (queue, f"momentum={_TEACHER}", f"momentum_start_step={start}")
     return [
         Cell("SIC (SpeechCLIP's parallel objective)", (*no_matching, *no_queue, *no_teacher)),
         Cell("SIC + queue", (*no_matching, "group_size=1", *teacher, "alpha=0")),
         Cell("SIC + SIM, random negatives", (*no_queue, *no_teacher, "negative_sampling=random")),
         Cell("+ hard negatives in the batch", (*no_queue, *no_teacher, "negative_sampling=similarity")),
-        Cell("+ negatives mined beyond the batch", (*mined, *no_teacher)),
-        Cell("+ queue in SIC", (*mined, *teacher, "alpha=0")),
-        Cell("+ MoD: all", (*mined, *teacher, f"alpha={_ALPHA}")),
+        Cell("+ negatives mined beyond the batch", (*mined, *no_teacher, "negative_sampling=similarity")),
+        Cell("+ queue in SIC", (*mined, *teacher[1:], "alpha=0", "negative_sampling=similarity")),
+        Cell("+ MoD: all", (*mined, *teacher[1:], f"alpha={_ALPHA}", "negative_sampling=similarity")),
         Cell(
             "margin InfoNCE, all pairs (FaST-VGS's objective)",
             (*no_queue, *no_teacher),
@@ -103,7 +104,7 @@ def main() -> None:
     arguments = load_arguments(options.config, options.overrides)
     every = cells(arguments)
     order = [cell.name for cell in every]
-    chosen = [every[number - 1] for number in options.cells] if options.cells else every
+    chosen = [every[number - 1] for number in options.cell] if options.cell else every
     results = Results(options.out / "results.json")
     jobs = list(_missing(results, chosen, options))
     print(f"{len(jobs)} runs are missing", flush=True)
@@ -124,14 +125,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("config")
     parser.add_argument("overrides", nargs="*", metavar="field=value", help="for all cells")
     parser.add_argument("--out", type=Path, required=True, help="folder of results.json, table.md and plot.png")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--cells", type=int, nargs="+", help="only these, counted from 1 in the table's order")
+    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
+    parser.add_argument("--cell", type=int, action="append", help="only this one, counted from 1 in the table's order")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; they share the processors")
     return parser.parse_intermixed_args()
 
 
 def _missing(results: Results, chosen: list[Cell], options: argparse.Namespace) -> Iterator[tuple[Cell, int]]:
-    for seed in options.seeds:
+    for seed in range(options.seeds):
         for cell in chosen:
             if not results.has(cell.name, seed, [*options.overrides, *cell.overrides]):
                 yield cell, seed

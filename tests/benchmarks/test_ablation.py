@@ -1,0 +1,95 @@
+"""The ablation runs what is missing and nothing else, and its intervals are right."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from speech_image_retrieval.training.arguments import ArgumentError, load_arguments
+
+from benchmarks import ablation
+from benchmarks.ablation_report import interval, mean_r1, table
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_cell_of_every_configuration_can_be_trained(config):
+    names = set()
+    for cell in ablation.cells(load_arguments(config, [])):
+        arguments = load_arguments(config, list(cell.overrides))
+        names.add(cell.name)
+        has_matching = bool(arguments.matching_weight or arguments.listwise_weight)
+        assert has_matching == ("queue" not in cell.name and not cell.name.startswith("SIC (")) or "+ queue in" in (
+            cell.name
+        )
+    assert len(names) == 8
+
+
+class FakeTraining:
+    """Stands for the training processes: each leaves a report, but for those that are told to die."""
+
+    def __init__(self, monkeypatch):
+        self.seeds: list[tuple[str, str]] = []
+        self.dies_at: int | None = None
+        monkeypatch.setattr(subprocess, "run", self)
+
+    def __call__(self, command, **_):
+        options = dict(part.split("=", 1) for part in command if "=" in part)
+        if len(self.seeds) == self.dies_at:
+            return SimpleNamespace(returncode=1)
+        self.seeds.append((options["seed"], options["negative_sampling"]))
+        report = {"protocol": {"split": "test"}, "mean_r1": {"coarse": 50.0 + int(options["seed"])}}
+        Path(options["output_dir"], "evaluation.json").write_text(json.dumps(report))
+        return SimpleNamespace(returncode=0)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["ablation", str(CONFIGS / "spoken_shapes.yaml"), "--out", "figures", "--cell", "3", "--cell", "4"]
+
+    def call(*more):
+        monkeypatch.setattr(sys, "argv", [*command, *more])
+        ablation.main()
+        return Path("figures/table.md").read_text()
+
+    return call
+
+
+def test_an_interrupted_ablation_runs_only_what_is_missing(run, monkeypatch):
+    training = FakeTraining(monkeypatch)
+    training.dies_at = 3
+    with pytest.raises(RuntimeError, match=r"ended with 1; see .*run\.log"):
+        run()
+    assert training.seeds == [("0", "random"), ("0", "similarity"), ("1", "random")]
+    training.dies_at = None
+    assert "| + hard negatives in the batch | 3 | 51.0 ± 2.5 |" in run()
+    assert len(training.seeds) == 6 and len(set(training.seeds)) == 6
+    assert Path("figures/plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_figures_of_another_experiment_are_not_mixed_in(run, monkeypatch):
+    FakeTraining(monkeypatch)
+    run("--seeds", "1")
+    with pytest.raises(ArgumentError, match="choose another --out"):
+        run("--seeds", "1", "max_steps=5")
+
+
+def test_intervals_are_students():
+    mean, width = interval([1.0, 2.0, 3.0])
+    assert (mean, width) == (2.0, pytest.approx(4.302653 / math.sqrt(3), abs=1e-5))
+    assert math.isinf(interval([4.0])[1])
+
+
+def test_the_final_ranking_is_the_re_ranked_one_where_there_is_one():
+    def made(cell, seed, **means):
+        return {"cell": cell, "seed": seed, "reports": [{"protocol": {"split": "test"}, "mean_r1": means}]}
+
+    runs = [made("a", 0, coarse=1.0), made("b", 0, coarse=2.0, reranked=3.0)]
+    assert mean_r1(runs, "a", "test", "final") == [1.0] and mean_r1(runs, "b", "test", "final") == [3.0]
+    assert "| a | 1 | 1.0 |  |" in table(runs, ["a", "b", "missing"])
+    assert "missing" not in table(runs, ["a", "b", "missing"])
