@@ -13,7 +13,7 @@ from lancedb.index import IvfRq
 ROWS_NEEDED = 1_000
 REFINE = 2  # times as many rows are fetched and compared exactly
 _ROWS_PER_PARTITION = 4_000
-_PROBED_SHARE, _PROBED_AT_LEAST = 0.16, 20
+_PROBED_SHARE, _PROBED_AT_LEAST = 0.20, 20
 _BITS_PER_NUMBER = 8
 
 
