@@ -1,7 +1,7 @@
 """mteb's audio-to-image and image-to-audio retrieval tasks: embeddings as its encoder, matching as its cross-encoder.
 
-mteb hands out data sets whose rows decode their audio by torchcodec. Here rows are read as encoded bytes and paths, and
-the model's own processor decodes and resamples them, as it does everywhere else.
+mteb hands out data sets whose rows decode their audio by torchcodec. Here rows are read as encoded bytes and paths,
+and the model's own processor decodes and resamples them, as it does everywhere else.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class MtebReranker:
             encoded = _encode(self.model, self.processor, inputs, inputs.dataset.select(rows), True, **kwargs)
             sides[type(encoded)] = encoded, places
         if len(sides) < 2:
-            raise ValueError("The cross-encoder scores pairs of a recording and a picture; both sides are of one kind.")
+            raise ValueError("The cross-encoder scores pairs of a recording and a picture; these are of one kind.")
         (speech, clips), (images, pictures) = sides[EncodedSpeech], sides[EncodedImages]
         scores = score_pairs(self.model, speech.states, images.states, clips, pictures)
         if self.score_rule == "sim+sic":
