@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from datasets import Audio, Dataset, Image
+from huggingface_hub import ResolvedRevision
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.retrieval_dataset_loaders import RetrievalDatasetLoader
 from mteb.models.abs_encoder import AbsEncoder
@@ -20,6 +21,7 @@ from mteb.models.model_meta import ModelMeta, ScoringFunction
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig
+from transformers.utils.hub import resolve_revision
 
 from ..modeling.configuration_speech_image_retrieval import SpeechImageRetrievalConfig
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
@@ -34,9 +36,9 @@ def model_meta(model: str, *, revision: str | None = None, rerank: ScoreRule | N
     """What mteb knows a model by. `mteb.evaluate` takes it as it is; its `load_model` loads the model.
 
     Args:
-        model: a Hub id or a folder. A folder is called `local/NAME`, and the digest of its files is its revision, so
-            that mteb does not take the cached results of another model for its own.
-        revision: of a Hub id.
+        model: a Hub id or a folder, which is called `local/NAME`. mteb keeps results by name and revision; the latter
+            is the commit, or the digest of the folder's files, so that no model is given another one's results.
+        revision: branch, tag or commit of a Hub id.
         rerank: None for the encoder, which ranks a whole corpus. A score rule of :func:`.reranking.rerank` for the
             cross-encoder, which re-ranks what the encoder found (`task.convert_to_reranking`); mteb files its results
             apart from the encoder's.
@@ -53,7 +55,7 @@ def model_meta(model: str, *, revision: str | None = None, rerank: ScoreRule | N
     return _Meta(
         loader=partial(MtebEncoder if rerank is None else MtebReranker, source=model),
         name=f"local/{folder.name}" if folder else model,
-        revision=_digest(folder) if folder else revision,
+        revision=_digest(folder) if folder else _commit(model, revision),
         experiment_kwargs=None if rerank is None else {"score_rule": rerank},
         model_type=["dense" if rerank is None else "cross-encoder"],
         modalities=["audio", "image"],
@@ -241,6 +243,11 @@ def _config(source: str, revision: str | None) -> SpeechImageRetrievalConfig:
             f"{source} is a model of type {values.get('model_type')!r}, not {SpeechImageRetrievalConfig.model_type!r}."
         )
     return SpeechImageRetrievalConfig.from_dict(values)
+
+
+def _commit(model: str, revision: str | None) -> str | None:
+    resolved = resolve_revision(model, revision)
+    return resolved.resolved if isinstance(resolved, ResolvedRevision) else revision
 
 
 def _digest(folder: Path) -> str:

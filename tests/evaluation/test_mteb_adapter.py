@@ -14,6 +14,8 @@ from mteb.models.model_implementations import MODEL_REGISTRY
 from speech_image_retrieval.evaluation import evaluate_retrieval
 from speech_image_retrieval.evaluation.mteb_adapter import MtebReranker, load_undecoded, model_meta
 
+from ..hub_client import run
+from ..hub_server import HubServer
 from ..retrieval.tiny_gallery import save_tiny, tiny_model, tiny_processor
 from .mteb_tasks import corpus_rows, retrieval_task
 
@@ -119,6 +121,18 @@ def test_mteb_gets_the_model_by_its_name_and_knows_what_it_is(folder, monkeypatc
         assert isinstance(loaded, protocol) and not isinstance(loaded, SearchProtocol)
         assert loaded.mteb_model_meta.name == meta.name
     assert isinstance(loaded, MtebReranker) and loaded.score_rule == "sim+sic"
+
+
+def test_a_model_of_the_hub_is_known_by_its_commit(folder, hub: HubServer, tmp_path):
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    commits = [hub.publish("model", "org/tiny", {**files, "README.md": text}) for text in (b"old", b"new")]
+    script = f"""
+        from speech_image_retrieval.evaluation.mteb_adapter import model_meta
+        metas = [model_meta("org/tiny", revision=revision) for revision in (None, {commits[0]!r})]
+        print([(meta.name, meta.revision, meta.load_model().mteb_model_meta.revision) for meta in metas])
+    """
+    expected = [("org/tiny", commit, commit) for commit in reversed(commits)]
+    assert run(hub, tmp_path, script) == expected
 
 
 def test_results_are_cached_by_what_made_them(folder, tmp_path, rows):
