@@ -81,6 +81,7 @@ def retrieval_task(folder: Path, rows: list[dict[str, Any]], category: str) -> A
 
 def _side(modality: str, feature: type, items: dict[str, Any]) -> Dataset:
     """With the feature that tasks on the Hub have: rows decode when they are read."""
-    features = Features({"id": Value("string"), modality: feature(decode=False)})
+    encoded = {"bytes": Value("binary"), "path": Value("string")}  # for `Audio` takes rows by torchcodec only
+    features = Features({"id": Value("string"), modality: encoded})
     rows = [{"id": name, modality: item} for name, item in items.items()]
     return Dataset.from_list(rows, features=features).cast_column(modality, feature())
