@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import mteb
 import pytest
 import torch
@@ -21,6 +22,13 @@ from .mteb_tasks import corpus_rows, retrieval_task
 
 TOP_K = 6
 DIRECTIONS = {"a2i": "speech_to_image", "i2a": "image_to_speech"}
+
+
+@pytest.fixture(autouse=True)
+def cache_of_its_own(tmp_path, monkeypatch):
+    """`datasets` takes two local folders of one name for the same data set."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
 
 
 @pytest.fixture(scope="module")
