@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -55,10 +56,12 @@ model.save_pretrained(out)
 model = CrossEncoder(out, trust_remote_code=True, device="cpu")
 shown = [Image.open(picture) for picture in pictures]
 pairs = [({"audio": r}, {"image": p}) for r in recordings for p in pictures]
-try:
-    model.predict([(shown[0], shown[1])])
-except ValueError as error:
-    refused = str(error)
+refused = []
+for pair in ((shown[0], shown[1]), (recordings[0], pictures[0])):  # the latter is taken for two texts
+    try:
+        model.predict([pair])
+    except ValueError as error:
+        refused.append(str(error))
 print(json.dumps({
     "scores": model.predict(pairs, batch_size=5).tolist(),
     "swapped": model.predict([(p, r) for r, p in pairs]).tolist(),
@@ -73,7 +76,7 @@ def files(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("media")
     recordings = [write_recording(folder / f"{number}.wav", seed=number) for number in range(3)]
     samples, _ = soundfile.read(recordings[2])
-    soundfile.write(recordings[2], samples, 8_000)
+    soundfile.write(recordings[2], np.tile(samples, 10), 8_000)  # so long that it is heard in chunks
     return [str(path) for path in [*recordings, *(write_picture(folder / f"{n}.png", seed=n) for n in range(4))]]
 
 
@@ -138,7 +141,8 @@ def test_its_copy_is_a_cross_encoder(folder, files, tmp_path):
     close(theirs["swapped"], own)
     assert [found["corpus_id"] for found in theirs["ranking"]] == own[:4].argsort(descending=True).tolist()
     close([found["score"] for found in theirs["ranking"]], own[:4].sort(descending=True).values)
-    assert "one recording and one picture" in theirs["refused"]
+    of_one_kind, bare_paths = theirs["refused"]
+    assert "one recording and one picture" in of_one_kind and "text" in bare_paths
 
 
 def test_a_folder_is_not_overwritten(folder):
