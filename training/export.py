@@ -1,4 +1,4 @@
-"""Export: a folder that AutoModel and AutoProcessor load without this package."""
+"""Export: a folder that AutoModel, AutoProcessor and SentenceTransformer load without this package."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..modeling.configuration_speech_image_retrieval import SpeechImageRetrievalConfig
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
 from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
+from .sentence_transformers_files import write_sentence_transformers_files
 
 
 def export_model(model: SpeechImageRetrievalModel, processor: SpeechImageRetrievalProcessor, directory: Path) -> None:
@@ -34,6 +35,7 @@ def export_model(model: SpeechImageRetrievalModel, processor: SpeechImageRetriev
         if hasattr(backbone, "peft_config"):
             _save_adapter(backbone, partial / name)
     processor.save_pretrained(partial)
+    write_sentence_transformers_files(partial, "SentenceTransformer")
     old = directory.with_name(f".old-{directory.name}")
     shutil.rmtree(old, ignore_errors=True)
     if directory.exists():
