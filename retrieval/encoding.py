@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,17 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import soundfile
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from ..evaluation.embedding import inference, inputs_for
 from ..evaluation.states import PackedStates
 from ..processing.media import load_image, load_speech
+from .previews import ogg_opus, thumbnail
 from .sources import Item, Modality
 
-THUMBNAIL = 256
 _BATCHES_SORTED = 8  # recordings among which those of similar length share a batch
 
 
@@ -114,25 +111,11 @@ def _reason(processor: Callable, modality: Modality, item: Item) -> str | None:
 def _inputs(processor: Callable, modality: Modality, items: list[Item]) -> tuple[Mapping[str, Tensor], list[bytes]]:
     if modality == "image":
         pictures = [load_image(item.medium) for item in items]
-        return processor(images=pictures, return_tensors="pt"), [_thumbnail(picture) for picture in pictures]
+        return processor(images=pictures, return_tensors="pt"), [thumbnail(picture) for picture in pictures]
     rate = processor.sampling_rate
     clips = [load_speech(item.medium, None, rate) for item in items]
     inputs = processor(audio=clips, sampling_rate=rate, return_tensors="pt")  # first: it refuses what is too long
-    return inputs, [_compressed(clip, rate) for clip in clips]
-
-
-def _thumbnail(picture: Image.Image) -> bytes:
-    small = picture.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=85)
-    return stream.getvalue()
-
-
-def _compressed(clip: np.ndarray, rate: int) -> bytes:
-    stream = io.BytesIO()
-    soundfile.write(stream, clip.clip(-1, 1), rate, format="OGG", subtype="OPUS")  # Vorbis crashes on long recordings
-    return stream.getvalue()
+    return inputs, [ogg_opus(clip, rate) for clip in clips]
 
 
 def _encode(
