@@ -21,7 +21,9 @@ from ..corpora.hub import load_hub_corpus, stream_training_rows
 from ..corpora.progress import counted_progress
 from ..corpora.schema import load_corpus
 from ..evaluation import evaluate_retrieval, format_report
+from ..evaluation.model_identity import model_identity
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
+from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
 from .arguments import ArgumentError, TrainingArguments, changed_fields, save_arguments
 from .augmentation import build_augmentations
 from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -272,7 +274,7 @@ class Trainer:
             model,
             FeatureProcessor(self.processor),
             rows,
-            corpus=Path(self.arguments.corpus).name,
+            corpus=_called(self.arguments.corpus),
             split=split,
             rerank_top_k=rerank_top_k if self._matching_trained else 0,
             score_rule=self.arguments.score_rule,
@@ -314,7 +316,10 @@ class Trainer:
             for split, rows in self.corpus.items()
             if split.startswith("test")
         }
+        processor = SpeechImageRetrievalProcessor.from_pretrained(folder)
+        checkpoint = {"name": "/".join(folder.parts[-2:]), "fingerprint": model_identity(model, processor)}
         for split, report in reports.items():
+            report["protocol"]["checkpoint"] = checkpoint
             name = f"evaluation{split.removeprefix('test')}.json"
             for place in (self.output_dir, folder):
                 (place / name).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
@@ -322,6 +327,12 @@ class Trainer:
         draw_curves(self.output_dir / "log.csv", self.output_dir / "curves.png")
         self.console.print(f"Model: {folder}  Figures: {self.output_dir / 'evaluation.json'}")
         return reports["test"]
+
+
+def _called(corpus: str) -> str:
+    """A Hub id or a folder by its last part, or the one before it where that is just `corpus`."""
+    path = Path(corpus)
+    return path.parent.name or path.name if path.name == "corpus" else path.name
 
 
 __all__ = ["Trainer"]
