@@ -44,7 +44,7 @@ def describe_pool(corpus: str, split: str, images: int, captions: int, folds: in
         if here == (pool.split, pool.images, pool.captions, pool.folds):
             return {"standard": True, "name": pool.name}
     if not of_corpus:
-        return {"standard": False, "reason": f"the literature has no pool of {PurePath(corpus).name or corpus}"}
+        return {"standard": False, "reason": f"the literature has no pool of {corpus_name(corpus)}"}
     expected = " or ".join(_stated(pool) for pool in of_corpus)
     in_folds = "" if folds == 1 else f" in {folds} folds"
     return {
@@ -58,6 +58,13 @@ def corpus_called(name: str, known: Iterable[str]) -> str | None:
     as `org/SpokenCOCO`: the one that a part of it is called after, whatever its case and hyphens."""
     parts = {_plain(part) for part in PurePath(name).parts}
     return next((corpus for corpus in known if _plain(corpus) in parts), None)
+
+
+def corpus_name(corpus: str) -> str:
+    """What to call a corpus given as a name, a folder or a Hub id: the last part, or the one before it where that is
+    just `corpus`, as in `outputs/NAME/corpus`."""
+    path = PurePath(corpus)
+    return path.parent.name or path.name if path.name == "corpus" else path.name
 
 
 def _plain(name: str) -> str:

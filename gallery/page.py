@@ -12,6 +12,7 @@ from ..evaluation.ranking import RankedGallery
 from ..evaluation.recall import RECALL_CUTOFFS
 from ..evaluation.report_text import HOW_SURE, interval, protocol_lines
 from ..evaluation.split import EncodedSplit
+from ..evaluation.standard_pools import corpus_name
 from .attributes import picture_attributes, query_attributes
 from .confusion import Confusion, Group, by_attribute, confusion, recall_by_value
 from .lists import first_results, lists_of, pick_queries
@@ -60,6 +61,7 @@ def write_report(
         lstrip_blocks=True,
     )
     page = environment.get_template("report.html.jinja").render(
+        corpus=corpus_name(report["protocol"]["corpus"]),
         report=report,
         protocol=report["protocol"],
         sentences=protocol_lines(report),

@@ -22,6 +22,7 @@ from ..corpora.progress import counted_progress
 from ..corpora.schema import load_corpus
 from ..evaluation import evaluate_retrieval, format_report
 from ..evaluation.model_identity import model_identity
+from ..evaluation.standard_pools import corpus_name
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
 from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
 from .arguments import ArgumentError, TrainingArguments, changed_fields, save_arguments
@@ -274,7 +275,7 @@ class Trainer:
             model,
             FeatureProcessor(self.processor),
             rows,
-            corpus=_called(self.arguments.corpus),
+            corpus=corpus_name(self.arguments.corpus),
             split=split,
             rerank_top_k=rerank_top_k if self._matching_trained else 0,
             score_rule=self.arguments.score_rule,
@@ -327,12 +328,6 @@ class Trainer:
         draw_curves(self.output_dir / "log.csv", self.output_dir / "curves.png")
         self.console.print(f"Model: {folder}  Figures: {self.output_dir / 'evaluation.json'}")
         return reports["test"]
-
-
-def _called(corpus: str) -> str:
-    """A Hub id or a folder by its last part, or the one before it where that is just `corpus`."""
-    path = Path(corpus)
-    return path.parent.name or path.name if path.name == "corpus" else path.name
 
 
 __all__ = ["Trainer"]

@@ -28,7 +28,7 @@ def test_the_pools_of_the_literature_are_standard(corpus, split, images, caption
         ("spoken_coco", "test", 5000, 25_031, 10, "5,000 x 25,031 or split test, 5,000 x 25,031 in 5 folds"),
         ("spoken_coco", "test", 1000, 5010, 1, "this is split test, 1,000 x 5,010"),
         ("speech_coco", "test", 5000, 25_031, 1, "the literature has no pool of speech_coco"),
-        ("my_flickr8k_audio", "test", 1000, 5000, 1, "the literature has no pool of my_flickr8k_audio"),
+        ("outputs/my_flickr8k_audio/corpus", "test", 1000, 5000, 1, "literature has no pool of my_flickr8k_audio"),
     ],
 )
 def test_any_other_pool_is_not_and_says_why(corpus, split, images, captions, folds, reason):

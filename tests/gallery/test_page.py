@@ -159,9 +159,8 @@ def test_what_scrolls_can_be_reached_by_keyboard_and_targets_of_links_exist(html
 def test_attributes_of_the_corpus_have_tables_and_matrices(html):
     page = Page(html)
     captions = re.findall(r"<caption>(.*?)</caption>", html)
-    matrices = ["colour of the upper or left figure", "shape of the upper or left figure", "relation"]
-    assert captions[:3] == matrices
-    assert captions[3:5] == ["speaker", "number of words"]
+    assert captions[:3] == ["colour of the upper or left figure", "shape of the upper or left figure", "relation"]
+    assert captions[3:7] == ["both figures, in either order", "speaker", "number of words", "relation said"]
     assert "language" not in captions, "all queries have the same one"
     matrix = html[html.index('<table class="matrix">') :]
     cells = re.findall(r"<td[^>]*>([\d·]+)</td>", matrix[: matrix.index("</table>")])
