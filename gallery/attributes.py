@@ -69,9 +69,7 @@ def _of_scene(scene: Scene | None) -> dict[str, str]:
 def _unicode_block(code_points: str) -> str:
     """The block of an emoji's first code point; `image_id` is its code points in hexadecimal, joined by hyphens."""
     first = int(code_points.partition("-")[0], 16)
-    return next(
-        (name for start, end, name in _UNICODE_BLOCKS if start <= first <= end), "others, mostly older symbols"
-    )
+    return next((name for start, end, name in _UNICODE_BLOCKS if start <= first <= end), "other blocks")
 
 
 def _word_count(text: str) -> str | None:

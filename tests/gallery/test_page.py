@@ -53,7 +53,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-def rows_of(split: str, names: list[str], seconds: float = 0.3):
+def rows_of(split: str, names: tuple[str, ...], seconds: float = 0.3):
     for number, name in enumerate(names):
         noise = np.random.default_rng(crc32(f"{split} {name}".encode()))
         picture, speech = io.BytesIO(), io.BytesIO()
@@ -71,8 +71,8 @@ def rows_of(split: str, names: list[str], seconds: float = 0.3):
 
 
 def build(folder: Path, test: list[str], seconds: float = 0.3) -> Path:
-    splits = {name: split_from_rows(rows_of, split=name, names=SCENES[:2]) for name in ("train", "validation")}
-    save_corpus({**splits, "test": split_from_rows(rows_of, split="test", names=test, seconds=seconds)}, folder)
+    splits = {name: split_from_rows(rows_of, split=name, names=tuple(SCENES[:2])) for name in ("train", "validation")}
+    save_corpus({**splits, "test": split_from_rows(rows_of, split="test", names=tuple(test), seconds=seconds)}, folder)
     return folder
 
 
