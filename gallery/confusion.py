@@ -46,6 +46,14 @@ class Confusion(NamedTuple):
     values: list[str]
     counts: list[list[int]]
 
+    @property
+    def most_confused(self) -> int:
+        """The largest count off the diagonal."""
+        cells = (
+            (row, column) for row in range(len(self.counts)) for column in range(len(self.counts)) if row != column
+        )
+        return max((self.counts[row][column] for row, column in cells), default=0)
+
 
 def recall_by_value(values: Sequence[str], queries: RankedQueries) -> list[Group]:
     """R@1 of the queries of each value, in natural order; beyond 24 values the rarest are taken together.

@@ -51,6 +51,7 @@ def test_confusion_counts_what_was_found_for_what_is_right():
     assert found.values == ["blue", "green", "red"]
     assert found.counts == [[1, 0, 0], [0, 0, 0], [1, 1, 1]]
     assert found.agreement == 50
+    assert found.most_confused == 1
     many = [str(number) for number in range(MOST_CONFUSED + 1)]
     assert confusion("name", many, many) == ("name", 100, [], [])
 
