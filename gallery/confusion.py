@@ -49,10 +49,8 @@ class Confusion(NamedTuple):
     @property
     def most_confused(self) -> int:
         """The largest count off the diagonal."""
-        cells = (
-            (row, column) for row in range(len(self.counts)) for column in range(len(self.counts)) if row != column
-        )
-        return max((self.counts[row][column] for row, column in cells), default=0)
+        rows = enumerate(self.counts)
+        return max((count for row, counts in rows for place, count in enumerate(counts) if place != row), default=0)
 
 
 def recall_by_value(values: Sequence[str], queries: RankedQueries) -> list[Group]:
