@@ -318,7 +318,8 @@ class Trainer:
             if split.startswith("test")
         }
         processor = SpeechImageRetrievalProcessor.from_pretrained(folder)
-        checkpoint = {"name": "/".join(folder.parts[-2:]), "fingerprint": model_identity(model, processor)}
+        # Not where the run's folder is: the same run leaves the same report.
+        checkpoint = {"name": folder.name, "fingerprint": model_identity(model, processor)}
         for split, report in reports.items():
             report["protocol"]["checkpoint"] = checkpoint
             name = f"evaluation{split.removeprefix('test')}.json"
