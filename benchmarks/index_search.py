@@ -60,9 +60,9 @@ def main() -> None:
 
 def _build(options: argparse.Namespace) -> None:
     from speech_image_retrieval.cli.app import load_model
+    from speech_image_retrieval.evaluation.model_identity import model_identity, model_name
     from speech_image_retrieval.retrieval.index import SpeechImageIndex
     from speech_image_retrieval.retrieval.index_table import IndexInfo
-    from speech_image_retrieval.retrieval.model_identity import model_identity, model_name
 
     from .synthetic_gallery import build_index, queries_near, write_vectors
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import io
 import math
+import re
 from dataclasses import dataclass
 from itertools import permutations, product
 from random import Random
@@ -28,6 +29,12 @@ SHAPES = ("circle", "square", "triangle", "star", "heart", "cross", "diamond", "
 RELATIONS = {"vertical": ("above", "below"), "horizontal": ("to the left of", "to the right of")}
 
 Point = tuple[float, float]
+
+_COLOUR, _SHAPE = "|".join(COLOURS), "|".join(SHAPES)
+_RELATION = "|".join(words[0].replace(" ", "-") for words in RELATIONS.values())
+_NAME = re.compile(
+    f"(?P<colour>{_COLOUR})-(?P<shape>{_SHAPE})-(?P<relation>{_RELATION})-(?P<colour_2>{_COLOUR})-(?P<shape_2>{_SHAPE})"
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,15 @@ class Scene:
     def name(self) -> str:
         relation = RELATIONS[self.direction][0]
         return f"{self.first} {relation} {self.second}".replace(" ", "-")
+
+    @classmethod
+    def from_name(cls, name: str) -> Scene | None:
+        """The scene of that :attr:`name`; None if it is the name of none."""
+        match = _NAME.fullmatch(name)
+        if match is None:
+            return None
+        direction = next(one for one, words in RELATIONS.items() if words[0].replace(" ", "-") == match["relation"])
+        return cls(Figure(match["colour"], match["shape"]), Figure(match["colour_2"], match["shape_2"]), direction)
 
     @property
     def words(self) -> frozenset[str]:

@@ -45,6 +45,30 @@ class Reranked:
     image_to_speech: Direction
 
 
+@dataclass(frozen=True)
+class Matched:
+    """Matching scores of the candidates of both directions.
+
+    Attributes:
+        coarse: (captions, images) float32. logits: the same, 0 where a pair is no candidate of either direction.
+        by_speech: (captions, images) bool, candidates of the captions. by_image: (images, captions) bool.
+    """
+
+    coarse: Tensor
+    logits: Tensor
+    by_speech: Tensor
+    by_image: Tensor
+
+    def reranked(self, score_rule: ScoreRule, temperature: float) -> Reranked:
+        """The order that a rule gives; `temperature` is read only for "sim+sic"."""
+        fine = self.logits + self.coarse / temperature if score_rule == "sim+sic" else self.logits
+        coarse_of_images, fine_of_images = self.coarse.T.contiguous(), fine.T.contiguous()
+        return Reranked(
+            Direction(self.by_speech, coarse_to_fine_scores(self.coarse, fine, self.by_speech)),
+            Direction(self.by_image, coarse_to_fine_scores(coarse_of_images, fine_of_images, self.by_image)),
+        )
+
+
 def rerank(
     model: nn.Module,
     coarse: Tensor,
@@ -74,21 +98,33 @@ def rerank(
         ValueError: a coarse similarity or a matching logit is NaN, or an argument is out of range.
     """
     check_score_rule(score_rule)
+    temperature = sic_temperature(model, temperature) if score_rule == "sim+sic" else 1.0
+    matched = match_candidates(
+        model, coarse, speech_states, image_states, top_k, pairs_per_batch=pairs_per_batch, progress=progress
+    )
+    return matched.reranked(score_rule, temperature)
+
+
+def match_candidates(
+    model: nn.Module,
+    coarse: Tensor,
+    speech_states: PackedStates,
+    image_states: Tensor,
+    top_k: int,
+    *,
+    pairs_per_batch: int = 128,
+    progress: bool = False,
+) -> Matched:
+    """The matching scores behind :func:`rerank`, whose arguments these are: what takes time, the same for all score
+    rules."""
     coarse_of_images = coarse.T.contiguous()  # row by row is several times faster than column by column
     by_speech, by_image = top_k_candidates(coarse, top_k), top_k_candidates(coarse_of_images, top_k)
-    needed = by_speech | by_image.T
-    speech, image = needed.nonzero(as_tuple=True)
-    logits = score_pairs(
+    speech, image = (by_speech | by_image.T).nonzero(as_tuple=True)
+    logits = torch.zeros_like(coarse, dtype=torch.float32)
+    logits[speech, image] = score_pairs(
         model, speech_states, image_states, speech, image, pairs_per_batch=pairs_per_batch, progress=progress
     )
-    fine = torch.zeros_like(coarse, dtype=torch.float32)
-    fine[speech, image] = logits
-    if score_rule == "sim+sic":
-        fine += coarse / sic_temperature(model, temperature)
-    return Reranked(
-        Direction(by_speech, coarse_to_fine_scores(coarse, fine, by_speech)),
-        Direction(by_image, coarse_to_fine_scores(coarse_of_images, fine.T.contiguous(), by_image)),
-    )
+    return Matched(coarse, logits, by_speech, by_image)
 
 
 def check_score_rule(score_rule: str) -> None:

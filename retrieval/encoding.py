@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,17 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import soundfile
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from ..evaluation.embedding import inference, inputs_for
 from ..evaluation.states import PackedStates
 from ..processing.media import load_image, load_speech
+from .previews import flac, thumbnail
 from .sources import Item, Modality
 
-THUMBNAIL = 256
 _PIXELS_AT_ONCE = 16_000_000
 _BATCHES_SORTED = 8  # recordings among which those of similar length share a batch
 
@@ -118,13 +115,13 @@ def _inputs(processor: Callable, modality: Modality, items: list[Item]) -> tuple
         previews: list[bytes] = []
         parts = []
         for pictures in _loaded(items):
-            previews += [_thumbnail(picture) for picture in pictures]
+            previews += [thumbnail(picture) for picture in pictures]
             parts.append(processor(images=pictures, return_tensors="pt"))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, previews
     rate = processor.sampling_rate
     clips = [load_speech(item.medium, None, rate) for item in items]
     inputs = processor(audio=clips, sampling_rate=rate, return_tensors="pt")  # first: it refuses what is too long
-    return inputs, [_compressed(clip, rate) for clip in clips]
+    return inputs, [flac(clip, rate) for clip in clips]
 
 
 def _loaded(items: list[Item]) -> Iterator[list[Image.Image]]:
@@ -138,21 +135,6 @@ def _loaded(items: list[Item]) -> Iterator[list[Image.Image]]:
             pictures, pixels = [], 0
     if pictures:
         yield pictures
-
-
-def _thumbnail(picture: Image.Image) -> bytes:
-    small = picture.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=85)
-    return stream.getvalue()
-
-
-def _compressed(clip: np.ndarray, rate: int) -> bytes:
-    stream = io.BytesIO()
-    # Lossless, and of what browsers play a hundred times faster to write than Opus, which took longer than the model.
-    soundfile.write(stream, clip.clip(-1, 1), rate, format="FLAC", subtype="PCM_16")
-    return stream.getvalue()
 
 
 def _encode(

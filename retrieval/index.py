@@ -10,13 +10,13 @@ import lancedb
 import pyarrow as pa
 from torch import Tensor, nn
 
+from ..evaluation.model_identity import model_identity, model_name
 from ..evaluation.reranking import ScoreRule
 from .ann import ann_config
 from .explain_row import explain_row
 from .explanation import Explanation
 from .index_search import Found, check_filter, encode_queries, search_table
 from .index_table import IndexInfo, IndexProblem, create_table, damage_explained, open_table, read_info
-from .model_identity import model_identity, model_name
 from .search import check_options
 from .sources import PLURAL, Item, Modality, Source
 from .update import Update, UpdateReport

@@ -34,7 +34,8 @@ class IndexInfo:
     Attributes:
         modality: of the gallery: "image" is searched by speech, "speech" by pictures.
         projection_dim: numbers in an embedding. width: numbers in a token state.
-        model_name: Hub id or folder as it was given. model_digest: see :func:`.model_identity.model_identity`.
+        model_name: Hub id or folder as it was given.
+        model_digest: see :func:`..evaluation.model_identity.model_identity`.
         keep_states: whether the token states are stored for re-ranking, in float16.
     """
 

@@ -11,8 +11,10 @@ import soundfile
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from speech_image_retrieval.cli import app
+from speech_image_retrieval.cli.app import load_model
 from speech_image_retrieval.cli.corpus import CORPUS_OPTIONS
 from speech_image_retrieval.corpora.schema import save_corpus, split_from_rows
+from speech_image_retrieval.evaluation.model_identity import model_identity
 from transformers import HubertConfig
 from typer.testing import CliRunner, Result
 
@@ -211,6 +213,9 @@ def test_evaluate_prints_and_writes_the_report(model: Path, corpus: Path, tmp_pa
     assert result.exit_code == 0, result.output
     assert "4 distinct images, 8 spoken captions" in result.stdout
     report = json.loads(out.read_text(encoding="utf-8"))
+    checkpoint = report["protocol"].pop("checkpoint")
+    assert checkpoint == {"name": str(model), "fingerprint": model_identity(*load_model(str(model)))}
+    assert f"Checkpoint: {model}, {checkpoint['fingerprint']}." in result.stdout
     assert report["protocol"] == {
         "corpus": str(corpus),
         "split": "test",
@@ -218,6 +223,7 @@ def test_evaluate_prints_and_writes_the_report(model: Path, corpus: Path, tmp_pa
         "captions": 8,
         "rerank_top_k": 3,
         "score_rule": "sim",
+        "pool": {"standard": False, "reason": "the literature has no pool of spoken"},
     }
     assert set(report["mean_r1"]) == {"coarse", "reranked"}
 

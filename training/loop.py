@@ -21,7 +21,10 @@ from ..corpora.hub import load_hub_corpus, stream_training_rows
 from ..corpora.progress import counted_progress
 from ..corpora.schema import load_corpus
 from ..evaluation import evaluate_retrieval, format_report
+from ..evaluation.model_identity import model_identity
+from ..evaluation.standard_pools import corpus_name
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
+from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
 from .arguments import ArgumentError, TrainingArguments, changed_fields, save_arguments
 from .augmentation import build_augmentations
 from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -285,7 +288,7 @@ class Trainer:
             model,
             FeatureProcessor(self.processor),
             rows,
-            corpus=Path(self.arguments.corpus).name,
+            corpus=corpus_name(self.arguments.corpus),
             split=split,
             rerank_top_k=rerank_top_k if self._matching_trained else 0,
             score_rule=self.arguments.score_rule,
@@ -327,7 +330,11 @@ class Trainer:
             for split, rows in self.corpus.items()
             if split.startswith("test")
         }
+        processor = SpeechImageRetrievalProcessor.from_pretrained(folder)
+        # Not where the run's folder is: the same run leaves the same report.
+        checkpoint = {"name": folder.name, "fingerprint": model_identity(model, processor)}
         for split, report in reports.items():
+            report["protocol"]["checkpoint"] = checkpoint
             name = f"evaluation{split.removeprefix('test')}.json"
             for place in (self.output_dir, folder):
                 (place / name).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

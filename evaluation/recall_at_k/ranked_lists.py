@@ -37,30 +37,51 @@ def bootstrap_intervals(
 ) -> dict[str, tuple[float, float]]:
     """Percentile intervals of the means of per-query values.
 
-    Captions of one picture are not independent, so whole groups are drawn with replacement, not single queries.
-
     Args:
-        per_query: name to (queries,) values.
-        groups: (queries,) what each query belongs to, for instance the image_id.
+        per_query, groups: see :func:`bootstrap_means`.
         confidence: of the intervals, between 0 and 1.
 
     Returns:
         name to (low, high).
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be between 0 and 1, not {confidence}")
+    means = bootstrap_means(per_query, groups, resamples=resamples, seed=seed)
+    return {name: percentile_interval(drawn, confidence) for name, drawn in means.items()}
+
+
+def bootstrap_means(
+    per_query: Mapping[str, np.ndarray], groups: Sequence[str], *, resamples: int, seed: int
+) -> dict[str, np.ndarray]:
+    """Means of per-query values over queries that are drawn again and again.
+
+    Captions of one picture are not independent, so whole groups are drawn with replacement, not single queries. The
+    same seed and the same groups give the same draws, whichever queries and values they have.
+
+    Args:
+        per_query: name to (queries,) values.
+        groups: (queries,) what each query belongs to, for instance the image_id.
+
+    Returns:
+        name to (resamples,) means.
+    """
     _, group_of = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
     sizes = np.bincount(group_of)
     draw = np.random.default_rng(seed)
     drawn = draw.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), resamples)
-    intervals = {}
+    means = {}
     for name, values in per_query.items():
         if len(values) != len(groups):
             raise ValueError(f"there are {len(values)} queries and {len(groups)} groups; each query needs its group")
-        means = drawn @ np.bincount(group_of, weights=values) / (drawn @ sizes)
-        tail = 100 * (1 - confidence) / 2
-        intervals[name] = tuple(np.percentile(means, [tail, 100 - tail]).tolist())
-    return intervals
+        means[name] = drawn @ np.bincount(group_of, weights=values) / (drawn @ sizes)
+    return means
+
+
+def percentile_interval(means: np.ndarray, confidence: float) -> tuple[float, float]:
+    """(low, high) between which the middle `confidence` of the (resamples,) means lie."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be between 0 and 1, not {confidence}")
+    tail = 100 * (1 - confidence) / 2
+    low, high = np.percentile(means, [tail, 100 - tail]).tolist()
+    return low, high
 
 
 def _first_hit(ids: Sequence[str], right: set[str]) -> float:

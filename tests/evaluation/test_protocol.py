@@ -19,55 +19,10 @@ from speech_image_retrieval.evaluation import (
     protocol,
 )
 
+from .slow_reference import report_of_one_query_at_a_time
+
 NAMES = {"corpus": "digits", "split": "test"}
 CUTOFFS = ("R@1", "R@5", "R@10")
-
-
-def hit_rates(orders: list[list[int]], answers: list[set[int]]) -> dict[str, float]:
-    hits = {k: [bool(answers[query] & set(order[:k])) for query, order in enumerate(orders)] for k in (1, 5, 10)}
-    return {f"R@{k}": 100 * sum(found) / len(found) for k, found in hits.items()}
-
-
-def report_of_one_query_at_a_time(model, processor, rows, k):
-    """ALBEF's evaluation loop in plain Python; equal scores are ordered against the model."""
-    captions = [model.get_speech_features(**processor(audio=[row["audio"]])) for row in rows]
-    image_ids = list(dict.fromkeys(row["image_id"] for row in rows))
-    pictures = [next(row["image"] for row in rows if row["image_id"] == name) for name in image_ids]
-    pictures = [model.get_image_features(**processor(images=[picture])) for picture in pictures]
-    right = [[row["image_id"] == name for name in image_ids] for row in rows]
-
-    def coarse(caption, image):
-        return (captions[caption].pooler_output @ pictures[image].pooler_output.T).item()
-
-    def fine(caption, image):
-        speech = captions[caption]
-        return model.match(
-            speech.last_hidden_state, speech.attention_mask.bool(), pictures[image].last_hidden_state
-        ).item()
-
-    def direction(queries, candidates, pair):
-        answers = [{c for c in range(candidates) if right[pair(q, c)[0]][pair(q, c)[1]]} for q in range(queries)]
-
-        def ordered(query, block, score):
-            return sorted(block, key=lambda c: (-score(*pair(query, c)), c in answers[query]))
-
-        top = [
-            sorted(range(candidates), key=lambda c, q=q: (-coarse(*pair(q, c)), c))[: min(k, candidates)]
-            for q in range(queries)
-        ]
-        rest = [[c for c in range(candidates) if c not in top[q]] for q in range(queries)]
-        return {
-            "coarse": hit_rates([ordered(q, range(candidates), coarse) for q in range(queries)], answers),
-            "reranked": hit_rates(
-                [ordered(q, top[q], fine) + ordered(q, rest[q], coarse) for q in range(queries)], answers
-            ),
-            "rerank_ceiling": 100 * sum(bool(answers[q] & set(top[q])) for q in range(queries)) / queries,
-        }
-
-    return {
-        "speech_to_image": direction(len(rows), len(image_ids), lambda caption, image: (caption, image)),
-        "image_to_speech": direction(len(image_ids), len(rows), lambda image, caption: (caption, image)),
-    }
 
 
 @pytest.mark.parametrize("k", [1, 3, 9, 12, 1000])
@@ -92,11 +47,14 @@ def test_report_has_the_documented_shape_and_is_json(model, processor, rows):
         "captions": 18,
         "rerank_top_k": 4,
         "score_rule": "sim",
+        "pool": {"standard": False, "reason": "the literature has no pool of digits"},
     }
     for name in ("speech_to_image", "image_to_speech"):
         assert set(report[name]) == {"coarse", "reranked", "chance", "rerank_top_k", "rerank_ceiling"}
         assert set(report[name]["coarse"]) == set(report[name]["reranked"]) == {*CUTOFFS, "median_rank"}
+    assert set(report["intervals"]) == {"confidence", "speech_to_image", "image_to_speech", "mean_r1"}
     for stage in ("coarse", "reranked"):
+        assert set(report["intervals"]["image_to_speech"][stage]) == set(CUTOFFS)
         both = report["speech_to_image"][stage]["R@1"] + report["image_to_speech"][stage]["R@1"]
         assert report["mean_r1"][stage] == pytest.approx(both / 2)
 
@@ -279,6 +237,9 @@ def test_text_report_shows_protocol_figures_chance_and_ceiling(model, processor,
             assert any(line.split()[:1] == [stage] and figures in line for line in text.splitlines())
         assert f"{report[name]['rerank_ceiling']:.1f} % of queries" in text
     assert f"reranked {report['mean_r1']['reranked']:.1f}" in text
+    low, high = report["intervals"]["image_to_speech"]["reranked"]["R@5"]
+    assert f"R@5 {low:.1f}–{high:.1f}, " in text
+    assert "Non-standard pool: the literature has no pool of digits." in text
 
 
 def test_text_report_of_a_coarse_evaluation_speaks_of_no_reranking(model, processor, rows):

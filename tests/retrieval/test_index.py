@@ -10,11 +10,11 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
+from speech_image_retrieval.evaluation.model_identity import model_identity
 from speech_image_retrieval.processing.media import load_speech
 from speech_image_retrieval.retrieval.index import SpeechImageIndex
 from speech_image_retrieval.retrieval.index_table import IndexProblem
 from speech_image_retrieval.retrieval.known_rows import KnownRows
-from speech_image_retrieval.retrieval.model_identity import model_identity
 from speech_image_retrieval.retrieval.search import search_images
 from speech_image_retrieval.retrieval.sources import FolderSource, Item
 

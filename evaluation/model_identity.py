@@ -1,4 +1,4 @@
-"""Which model made an embedding: vectors of two models must never be compared."""
+"""Which model it is that made an embedding or reached a figure: vectors of two models must never be compared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ..evaluation.digest import weights_digest
+from .digest import weights_digest
 
 # What configurations say of a checkpoint's files and not of what the model computes.
 _NOT_COMPUTED = {"_name_or_path", "architectures", "auto_map", "dtype", "processor_class", "transformers_version"}
