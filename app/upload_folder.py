@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from os import stat_result
 from pathlib import Path
 from typing import Any
 
+_log = logging.getLogger(__name__)
 _SWEPT_EVERY = 60  # seconds
 _KEPT = 900  # seconds
 _MAX_BYTES = 1_000_000_000
@@ -46,13 +49,19 @@ class UploadFolder:
         def sweep_for_ever() -> None:
             while True:
                 time.sleep(_SWEPT_EVERY)
-                self.sweep()
+                try:
+                    self.sweep()
+                except OSError:
+                    _log.exception("Old uploads could not be deleted")
 
         threading.Thread(target=sweep_for_ever, name="upload sweeper", daemon=True).start()
 
     def _entries(self) -> Iterator[tuple[Path, stat_result]]:
-        for path in list(self.path.rglob("*")):
-            try:
-                yield path, path.stat()
-            except FileNotFoundError:  # deleted meanwhile
-                continue
+        # Not rglob, which ends with an error when a folder goes while it looks.
+        for folder, subfolders, files in os.walk(self.path, topdown=False):
+            for name in (*files, *subfolders):
+                path = Path(folder, name)
+                try:
+                    yield path, path.stat()
+                except FileNotFoundError:  # deleted meanwhile
+                    continue

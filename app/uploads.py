@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def read_picture(upload: Path | bytes, limits: UploadLimits) -> Image.Image:
         raise UploadRefused(_too_many_pixels(limits)) from None
     except UploadRefused:
         raise
-    except (MediaError, OSError, ValueError, SyntaxError):
+    except (MediaError, OSError, ValueError, SyntaxError, RuntimeError, EOFError, struct.error):
         raise UploadRefused(
             "This file cannot be read as a picture. Send JPEG, PNG, WebP, AVIF, GIF or TIFF."
         ) from None

@@ -74,8 +74,8 @@ def _source(source: str, split: str, modality: Modality) -> Source:
 
 
 def _print_report(report: UpdateReport, out: str, rows: int) -> None:
-    for item_id, reason in report.unreadable[:_UNREADABLE_SHOWN]:
-        typer.secho(f"Not indexed: {item_id}: {reason}", fg=typer.colors.YELLOW, err=True)
+    for item in report.unreadable[:_UNREADABLE_SHOWN]:
+        typer.secho(f"Not indexed: {item.id}: {item.reason}", fg=typer.colors.YELLOW, err=True)
     if len(report.unreadable) > _UNREADABLE_SHOWN:
         typer.secho(f"... and {len(report.unreadable) - _UNREADABLE_SHOWN} more", fg=typer.colors.YELLOW, err=True)
     encoded = report.added + report.changed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ RECORDING_SUFFIXES = frozenset((".aif", ".aiff", ".au", ".flac", ".mp3", ".oga",
 """The same of recordings."""
 
 # A picture of this many pixels needs about 0.5 GB while it is decoded; more is a decompression bomb or a mistake.
+# What Pillow's decoders raise on damaged files: AVIF's a RuntimeError.
+_UNDECODABLE = (OSError, ValueError, SyntaxError, RuntimeError, EOFError, struct.error)
 MAX_PIXELS = 120_000_000
 
 
@@ -126,7 +129,7 @@ def _decode_image(source: str | Path | bytes) -> Image.Image:
         image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
     except Image.DecompressionBombError as error:
         raise MediaError(f"{name} has too many pixels: {error}") from error
-    except (OSError, ValueError, SyntaxError) as error:
+    except _UNDECODABLE as error:
         raise MediaError(f"{name} cannot be decoded as an image: {error}") from error
     with image:
         return _checked_rgb(image, name)
@@ -137,7 +140,7 @@ def _checked_rgb(image: Image.Image, name: str) -> Image.Image:
         raise MediaError(f"{name} has {image.width} x {image.height} pixels; at most {MAX_PIXELS} are accepted.")
     try:
         return _to_rgb(image)
-    except (OSError, ValueError, SyntaxError) as error:
+    except _UNDECODABLE as error:
         raise MediaError(f"{name} cannot be decoded as an image: {error}") from error
 
 

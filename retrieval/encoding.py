@@ -7,11 +7,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ..evaluation.embedding import inference, inputs_for
@@ -21,14 +23,16 @@ from .previews import flac, thumbnail
 from .sources import Item, Modality
 
 _PIXELS_AT_ONCE = 16_000_000
+_READ_AT_A_TIME = 1 << 20
 _BATCHES_SORTED = 8  # recordings among which those of similar length share a batch
 
 
 class Unreadable(NamedTuple):
-    """An item that could not be indexed, and why."""
+    """An item that could not be indexed, and why. `unread`: the disk or the rights failed, not the content."""
 
     id: str
     reason: str
+    unread: bool = False
 
 
 class EncodedBatch(NamedTuple):
@@ -94,20 +98,33 @@ def _prepare(processor: Callable, modality: Modality, items: list[Item]) -> _Pre
     try:
         return _Prepared(items, *_inputs(processor, modality, items), [])
     except (ValueError, OSError):  # one of them, so each is tried alone
-        reasons = [_reason(processor, modality, item) for item in items]
-    unreadable = [Unreadable(item.id, reason) for item, reason in zip(items, reasons, strict=True) if reason]
-    readable = [item for item, reason in zip(items, reasons, strict=True) if not reason]
+        failures = [_failure(processor, modality, item) for item in items]
+    unreadable = [failure for failure in failures if failure]
+    readable = [item for item, failure in zip(items, failures, strict=True) if not failure]
     if not readable:
         return unreadable
     return _Prepared(readable, *_inputs(processor, modality, readable), unreadable)
 
 
-def _reason(processor: Callable, modality: Modality, item: Item) -> str | None:
+def _failure(processor: Callable, modality: Modality, item: Item) -> Unreadable | None:
     try:
         _inputs(processor, modality, [item])
     except (ValueError, OSError) as error:
-        return str(error).removeprefix("audio[0]: ").replace("audio[0]", "The recording")
+        reason = str(error).removeprefix("audio[0]: ").replace("audio[0]", "The recording")
+        return Unreadable(item.id, reason, isinstance(item.medium, Path) and _cannot_be_read(item.medium))
     return None
+
+
+def _cannot_be_read(file: Path) -> bool:
+    try:
+        with file.open("rb") as content:
+            while content.read(_READ_AT_A_TIME):
+                pass
+    except FileNotFoundError:  # gone
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def _inputs(processor: Callable, modality: Modality, items: list[Item]) -> tuple[Mapping[str, Tensor], list[bytes]]:

@@ -11,7 +11,7 @@ from torch import nn
 from .explain_pair import Processor, explain_pair
 from .explanation import Explanation
 from .index_table import IndexInfo
-from .sources import file_fingerprint
+from .sources import is_unchanged
 
 
 def explain_row(
@@ -41,8 +41,4 @@ def _row(table: lancedb.table.Table, item_id: str) -> dict[str, Any]:
 def _medium(row: dict[str, Any]) -> str | bytes:
     """The file, if it is still what was indexed, else its preview."""
     path = row["path"]
-    try:
-        unchanged = path is not None and file_fingerprint(Path(path).stat()) == row["fingerprint"]
-    except OSError:
-        unchanged = False
-    return path if unchanged else row["preview"]
+    return path if path is not None and is_unchanged(Path(path), row["fingerprint"]) else row["preview"]

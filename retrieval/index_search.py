@@ -24,10 +24,11 @@ from ..evaluation.states import join
 from .ann import REFINE, probes
 from .encoding import encode_inputs
 from .index_table import IndexInfo, IndexProblem
-from .sources import Modality
+from .sources import Modality, is_unchanged
 
 _SHOWN = ("id", "name", "source", "path", "text", "speaker", "language", "preview")
 _RECOMPUTED_AT_A_TIME = 32
+_EXACT_UP_TO = 100_000  # rows that a filter leaves
 
 
 @dataclass(frozen=True)
@@ -144,13 +145,19 @@ def nearest(table: lancedb.table.Table, embeddings: Tensor, depth: int, where: s
         where: as of :meth:`.index.SpeechImageIndex.search`.
     """
     probed = probes(table.count_rows())
-    return [_nearest(table, embedding, depth, where, probed) for embedding in embeddings]
+    # Few rows lie in few parts, which an approximate index may not look into; and among few an exact search is fast.
+    exact = where is not None and table.count_rows(where) <= _EXACT_UP_TO
+    return [_nearest(table, embedding, depth, where, probed, exact) for embedding in embeddings]
 
 
-def _nearest(table: lancedb.table.Table, embedding: Tensor, depth: int, where: str | None, probed: int) -> Candidates:
+def _nearest(
+    table: lancedb.table.Table, embedding: Tensor, depth: int, where: str | None, probed: int, exact: bool
+) -> Candidates:
     query = table.search(embedding.numpy(), vector_column_name="embedding").distance_type("dot").limit(depth)
     if where is not None:
         query = query.where(where, prefilter=True)
+        if exact:
+            query = query.bypass_vector_index()
     # Of an approximate index: its own distances are rounded, so more rows are fetched and compared exactly.
     query = query.refine_factor(REFINE).nprobes(probed).select(["embedding", "_distance"]).with_row_id(True)
     found = query.to_arrow().sort_by("_rowid")
@@ -207,7 +214,7 @@ def _states(
     rows: list[int],
 ) -> tuple[dict[int, int], PackedStates]:
     """Token states of rows of the table, and the place of each row among them."""
-    columns = ["token_count", "states"] if info.keep_states else ["id", "path"]
+    columns = ["token_count", "states"] if info.keep_states else ["id", "path", "fingerprint"]
     taken = table.take_row_ids(rows).select(columns).with_row_id().to_arrow()
     places = {row: place for place, row in enumerate(taken["_rowid"].to_pylist())}
     return places, (_stored_states(taken, info) if info.keep_states else _recomputed(taken, info, model, processor))
@@ -224,9 +231,9 @@ def _recomputed(
 ) -> PackedStates:
     argument = "images" if info.modality == "image" else "audio"
     files = list(zip(taken["id"].to_pylist(), taken["path"].to_pylist(), strict=True))
-    for item_id, path in files:
-        if path is None or not Path(path).is_file():
-            lack = "is embedded in its corpus" if path is None else "is gone"
+    for (item_id, path), fingerprint in zip(files, taken["fingerprint"].to_pylist(), strict=True):
+        if path is None or not is_unchanged(Path(path), fingerprint):
+            lack = "is embedded in its corpus" if path is None else "is gone or was changed since: update the index"
             raise IndexProblem(
                 f"Re-ranking needs token states, which this index does not keep, and the file of {item_id} {lack}. "
                 "Index again with states, or set rerank_top_k=0."

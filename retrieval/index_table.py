@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import lancedb
 import pyarrow as pa
@@ -71,6 +73,13 @@ class IndexInfo:
                 pa.field("states", pa.large_binary(), nullable=False),
             ]
         return pa.schema(fields, metadata={_METADATA: json.dumps(asdict(self))})
+
+
+def address(uri: str | Path) -> str:
+    """How an address is written everywhere else: a folder of this machine as a path, whether `file://` stands before
+    it or not."""
+    text = str(uri)
+    return url2pathname(urlsplit(text).path) if text.startswith("file://") else text
 
 
 def is_local(uri: str) -> bool:
@@ -142,7 +151,8 @@ def read_info(uri: str, table: lancedb.table.Table) -> IndexInfo:
 def writing(uri: str) -> AbstractContextManager:
     """Let one process at a time write to a local index, each only as long as a write takes.
 
-    Elsewhere LanceDB alone orders the writes: a commit that conflicts with another is repeated on top of it.
+    Elsewhere LanceDB alone orders the writes, and takes new rows of the same id from both of two writers: there only
+    one may write at a time.
     """
     if not is_local(uri):
         return nullcontext()

@@ -6,6 +6,7 @@ A source is read from its beginning at every update, in the same order, and neve
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -90,11 +91,18 @@ class FolderSource:
             yield Item(str(path), self.name, name, path, fingerprint, size, str(path))
 
     def _files(self) -> Iterator[Path]:
-        for folder, subfolders, files in os.walk(self._folder):
+        for folder, subfolders, files in os.walk(self._folder, onerror=_raise):
             subfolders.sort()
             for name in sorted(files):
                 if Path(name).suffix.lower() in SUFFIXES[self.modality]:
                     yield Path(folder, name)
+
+
+def _raise(error: OSError) -> None:
+    """A folder that cannot be listed must not look empty: its rows would be deleted."""
+    raise ValueError(
+        f"The folder {error.filename} cannot be listed ({error.strerror}). Nothing was deleted."
+    ) from error
 
 
 class CorpusSource:
@@ -132,6 +140,8 @@ class CorpusSource:
         name = row["image_id" if picture else "caption_id"]
         medium = row["image" if picture else "audio"]
         fingerprint, size = _fingerprint(medium)
+        described = json.dumps([row["text"], None if picture else row["speaker"], row["language"]])
+        fingerprint += f" {hashlib.blake2b(described.encode(), digest_size=8).hexdigest()}"
         return Item(
             id=f"{self.name}/{name}",
             source=self.name,
@@ -149,6 +159,15 @@ class CorpusSource:
 def file_fingerprint(status: os.stat_result) -> str:
     """The fingerprint of an item that is a file."""
     return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def is_unchanged(path: Path, fingerprint: str) -> bool:
+    """Whether a file is there, and as it was when an item was given this fingerprint."""
+    try:
+        now = file_fingerprint(path.stat())
+    except OSError:
+        return False
+    return fingerprint == now or fingerprint.startswith(f"{now} ")
 
 
 def _fingerprint(medium: Mapping[str, Any]) -> tuple[str, int]:

@@ -26,7 +26,8 @@ _OLD_VERSIONS_KEPT = timedelta(minutes=5)  # no search that began before a compa
 
 @dataclass
 class UpdateReport:
-    """What an update did. `unreadable` items are not in the index, and are tried again by the next update."""
+    """What an update did. `unreadable` items are tried again by the next update. Until then they are not in the index,
+    except those that are there from before and now could not even be read."""
 
     added: int = 0
     changed: int = 0
@@ -68,7 +69,8 @@ class Update:
         known = self._known_rows(of_source)
         self._encode_and_write(source, total, known, **options)
         for item in self.report.unreadable:
-            known.unsee(item.id)
+            if not item.unread:
+                known.unsee(item.id)
         self._delete_gone(known, of_source)
         self._compact()
         self.report.seconds = time.monotonic() - began
@@ -113,7 +115,7 @@ class Update:
         with writing(self._uri), damage_explained(self._uri):
             self._table.checkout_latest()
             merge = self._table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-            result = merge.execute(pa.concat_tables(pending))
+            result = merge.execute(_last_of_each_id(pa.concat_tables(pending)))
         self.report.added += result.num_inserted_rows
         self.report.changed += result.num_updated_rows
 
@@ -143,6 +145,12 @@ class Update:
             self._table.checkout_latest()
             if self._table.stats()["fragment_stats"]["num_small_fragments"] > _SMALL_FRAGMENTS:
                 self._table.optimize(cleanup_older_than=_OLD_VERSIONS_KEPT)
+
+
+def _last_of_each_id(rows: pa.Table) -> pa.Table:
+    """A merge would insert every one of several new rows with one id."""
+    last = {item_id: place for place, item_id in enumerate(rows["id"].to_pylist())}
+    return rows if len(last) == len(rows) else rows.take(list(last.values()))
 
 
 def _is_utf8(text: str) -> bool:

@@ -199,7 +199,7 @@ def test_a_picture_of_one_pixel_is_a_picture():
     assert load_image(encoded(Image.new("RGB", (1, 1), "red"))).getpixel((0, 0)) == (255, 0, 0)
 
 
-@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "WEBP", "AVIF"])
 @given(share=st.floats(0, 0.9))
 def test_truncated_pictures_are_refused(image_format, share):
     data = encoded(noise_picture(), image_format)
@@ -207,7 +207,7 @@ def test_truncated_pictures_are_refused(image_format, share):
         load_image(data[: int(share * len(data))])
 
 
-@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
+@pytest.mark.parametrize("image_format", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "AVIF"])
 @given(place=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255))
 def test_a_damaged_byte_gives_a_picture_or_a_refusal(image_format, place, value):
     data = bytearray(encoded(noise_picture(), image_format))

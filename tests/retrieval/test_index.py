@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from datasets import Dataset
 from PIL import Image
 from speech_image_retrieval.evaluation.model_identity import model_identity
 from speech_image_retrieval.processing.media import load_speech
@@ -16,7 +18,7 @@ from speech_image_retrieval.retrieval.index import SpeechImageIndex
 from speech_image_retrieval.retrieval.index_table import IndexProblem
 from speech_image_retrieval.retrieval.known_rows import KnownRows
 from speech_image_retrieval.retrieval.search import search_images
-from speech_image_retrieval.retrieval.sources import FolderSource, Item
+from speech_image_retrieval.retrieval.sources import CorpusSource, FolderSource, Item
 
 from .tiny_gallery import (
     picture_folder,
@@ -92,9 +94,12 @@ def test_stored_states_score_like_states_that_are_not_rounded(index, pictures, q
 def test_states_that_can_be_neither_read_nor_recomputed(tmp_path: Path, pictures, queries, model, processor):
     index = SpeechImageIndex.create(tmp_path / "index", model, processor, keep_states=False)
     index.update_from(pictures)
-    next(iter(pictures)).medium.unlink()
-    with pytest.raises(IndexProblem, match=r"is gone\. Index again with states"):
-        index.search(queries)
+    file = next(iter(pictures)).medium
+    write_picture(file, seed=100)  # the score of a picture that is not the one that was indexed would be a lie
+    for _ in ("changed", "gone"):
+        with pytest.raises(IndexProblem, match=r"is gone or was changed since: update the index\. Index again with"):
+            index.search(queries)
+        file.unlink(missing_ok=True)
     assert index.search(queries, rerank_top_k=0)
 
 
@@ -165,10 +170,74 @@ def test_unreadable_files_are_listed_and_the_others_indexed(index, pictures, tmp
     Path(os.fsdecode(os.fsencode(folder) + b"/\xff.png")).touch()
     for _ in range(2):
         report = index.update_from(pictures, batch_size=4)
-        names = {Path(item_id).name for item_id, _ in report.unreadable}
+        names = {Path(item.id).name for item in report.unreadable}
         assert names == {"text.png", "empty.jpg", "broken link.png", "\\udcff.png"}
-        assert "cannot be decoded" in dict(report.unreadable)[str(folder / "text.png")]
+        assert any("cannot be decoded" in item.reason for item in report.unreadable if item.id.endswith("text.png"))
         assert len(index) == 20
+
+
+def test_a_file_that_the_disk_does_not_give_for_once_stays_in_the_index(index, pictures, monkeypatch):
+    index.update_from(pictures)
+    withheld = next(iter(pictures)).medium
+    content = withheld.read_bytes()
+    withheld.write_bytes(content[:50])
+    open_file = Path.open
+
+    def failing(path: Path, *options):
+        if path == withheld:
+            raise OSError(errno.EIO, "Input/output error")
+        return open_file(path, *options)
+
+    monkeypatch.setattr(Path, "open", failing)
+    report = index.update_from(pictures)
+    assert [item.id for item in report.unreadable] == [str(withheld)]
+    assert report.deleted == 0 and len(index) == 20
+
+
+def test_a_folder_that_cannot_be_listed_does_not_empty_the_index(index, tmp_path: Path, monkeypatch):
+    for name in "ab":
+        picture_folder(tmp_path / "pictures" / name, 2)
+    source = FolderSource(tmp_path / "pictures", "image")
+    index.update_from(source)
+    scan = os.scandir
+
+    def failing(path):
+        if Path(path).name == "b":
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(ValueError, match=r"b cannot be listed \(Input/output error\)"):
+        index.update_from(source)
+    assert len(index) == 4
+
+
+def test_of_an_item_that_is_given_twice_one_stays(index, pictures):
+    item = next(iter(pictures))
+    assert index.add([item, item._replace(text="the last")]).added == 1
+    assert [batch["text"].to_pylist() for batch in index.rows(["text"])] == [["the last"]]
+
+
+def test_a_corrected_caption_arrives(index, pictures):
+    def source(text: str) -> CorpusSource:
+        rows = [
+            {"image": {"path": str(item.medium), "bytes": None}, "audio": None, "image_id": item.name}
+            | {"caption_id": item.name, "text": text, "speaker": None, "language": "en"}
+            for item in pictures
+        ]
+        return CorpusSource(Dataset.from_list(rows), "corpus#test", "image")
+
+    assert index.update_from(source("a dgo")).added == 20
+    assert index.update_from(source("a dgo")).unchanged == 20
+    assert index.update_from(source("a dog")).changed == 20
+    assert {text for batch in index.rows(["text"]) for text in batch["text"].to_pylist()} == {"a dog"}
+
+
+def test_a_file_address_is_the_folder(tmp_path: Path, model, processor, pictures):
+    index = SpeechImageIndex.create(f"file://{tmp_path}/index", model, processor)
+    index.update_from(pictures)
+    assert (tmp_path / "index" / ".write.lock").exists(), "writers take turns"
+    assert len(SpeechImageIndex.open(tmp_path / "index")) == 20
 
 
 def test_a_file_that_became_unreadable_leaves_the_index(index, pictures):
@@ -176,7 +245,7 @@ def test_a_file_that_became_unreadable_leaves_the_index(index, pictures):
     broken = next(iter(pictures)).medium
     broken.write_text("no picture", encoding="utf-8")
     report = index.update_from(pictures)
-    assert [item_id for item_id, _ in report.unreadable] == [str(broken)]
+    assert [item.id for item in report.unreadable] == [str(broken)]
     assert report.deleted == 1 and str(broken) not in ids(index)
 
 

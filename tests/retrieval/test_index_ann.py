@@ -9,7 +9,7 @@ import torch
 from speech_image_retrieval.evaluation import EncodedSpeech
 from speech_image_retrieval.retrieval.index import SpeechImageIndex
 from speech_image_retrieval.retrieval.index_search import search_table
-from speech_image_retrieval.retrieval.index_table import IndexInfo, create_table
+from speech_image_retrieval.retrieval.index_table import IndexInfo, create_table, one_of
 
 ROWS, WIDTH = 120_000, 32  # more parts than are probed
 INFO = IndexInfo("image", WIDTH, 8, "none", "none", keep_states=False)
@@ -27,10 +27,10 @@ def fill(uri: Path, vectors: np.ndarray) -> None:
     create_table(str(uri), INFO).add(pa.table(columns, schema=INFO.schema()))
 
 
-def found(index: SpeechImageIndex, queries: np.ndarray) -> list[list[int]]:
+def found(index: SpeechImageIndex, queries: np.ndarray, where: str | None = None) -> list[list[int]]:
     index._table.checkout_latest()
     encoded = EncodedSpeech(torch.from_numpy(queries))
-    options = {"top_k": 50, "rerank_top_k": 0, "score_rule": "sim", "where": None}
+    options = {"top_k": 50, "rerank_top_k": 0, "score_rule": "sim", "where": where}
     results = search_table(index._table, INFO, None, None, encoded, **options)
     return [[int(result.id) for result in of_query] for of_query in results]
 
@@ -47,6 +47,9 @@ def test_an_approximate_index_finds_nearly_all_that_an_exact_search_finds(tmp_pa
     index.build_ann()
     hits = [len(set(some) & set(all_)) / 50 for some, all_ in zip(found(index, queries), exact, strict=True)]
     assert np.mean(hits) >= 0.98
+    chosen = np.random.default_rng(1).choice(ROWS, 30, replace=False)
+    right = [chosen[np.argsort(-(queries[row] @ vectors[chosen].T))].tolist() for row in range(20)]
+    assert found(index, queries, one_of("id", [str(row) for row in chosen])) == right, "a filter loses nothing"
 
 
 def test_few_rows_need_no_approximate_index(tmp_path: Path):
