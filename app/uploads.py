@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..processing.media import MediaError, load_image
 
+_UNKNOWN_FRAMES = 2**62  # a FLAC that was written to a pipe does not say how long it is
 _RECORDING_FORMATS = frozenset(("AIFF", "AU", "CAF", "FLAC", "MP3", "OGG", "RF64", "W64", "WAV", "WAVEX"))
 _PICTURE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 _MAX_RATE = 192_000
@@ -102,6 +103,10 @@ def _check_recording(recording: soundfile.SoundFile, limits: UploadLimits) -> No
         raise UploadRefused(
             f"This recording has {recording.channels} channels at {recording.samplerate} Hz; at most {_MAX_CHANNELS} "
             f"channels at {_MAX_RATE} Hz are taken."
+        )
+    if recording.frames >= _UNKNOWN_FRAMES:
+        raise UploadRefused(
+            "This recording does not say how long it is, as one that was written to a pipe. Save it as a file again."
         )
     if recording.frames > limits.max_seconds * recording.samplerate:
         raise UploadRefused(

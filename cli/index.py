@@ -52,13 +52,16 @@ def index(
         raise ValueError(f"--modality must be image or speech, not {modality!r}.")
     require_lancedb()
     items = _source(source, split, modality)
+    from ..retrieval.ann import ROWS_NEEDED
     from ..retrieval.index import SpeechImageIndex
 
     loaded, processor = load_model(model)
     built = SpeechImageIndex.create(out, loaded, processor, modality, keep_states=states)
     report = built.update_from(items, batch_size=batch_size, num_workers=num_workers, progress=True)
     _print_report(report, out, len(built))
-    if ann:
+    if ann and len(built) < ROWS_NEEDED:
+        typer.echo(f"No approximate index: it needs {ROWS_NEEDED} rows, and fewer are searched exactly as fast.")
+    elif ann:
         built.build_ann()
 
 

@@ -57,6 +57,8 @@ def _sounddevice() -> Any:
 
 def _enter_pressed() -> Event:
     pressed = Event()
+    if sys.stdin is None or not sys.stdin.isatty():  # nobody can press it
+        return pressed
 
     def wait() -> None:
         sys.stdin.readline()

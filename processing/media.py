@@ -101,6 +101,8 @@ def _decode(source: str | Path | bytes) -> tuple[np.ndarray, int, str]:
         samples, rate = soundfile.read(stream, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
         raise MediaError(f"{name} cannot be decoded as audio: {error}") from error
+    except (ValueError, MemoryError) as error:  # what libsndfile takes an unknown number of samples for
+        raise MediaError(f"{name} does not say how long it is. Write it again, to a file and not a pipe.") from error
     return samples, rate, name
 
 

@@ -73,14 +73,16 @@ class FolderSource:
             raise ValueError(f"There is no folder {folder}.")
 
     def __len__(self) -> int:
-        count = sum(1 for _ in self._files())
+        count = sum(1 for _ in self._files(self.modality))
         if not count:
             kinds = ", ".join(sorted(SUFFIXES[self.modality]))
-            raise ValueError(f"{self._folder} holds no {PLURAL[self.modality]} ({kinds}).")
+            other: Modality = "speech" if self.modality == "image" else "image"
+            hint = f" It holds {PLURAL[other]}: --modality {other}" if any(self._files(other)) else ""
+            raise ValueError(f"{self._folder} holds no {PLURAL[self.modality]} ({kinds}).{hint}")
         return count
 
     def __iter__(self) -> Iterator[Item]:
-        for path in self._files():
+        for path in self._files(self.modality):
             try:
                 status = path.stat()
             except OSError:  # deleted since the folder was listed, or a broken link: reading it says so
@@ -90,11 +92,11 @@ class FolderSource:
             name = path.relative_to(self._folder).as_posix()
             yield Item(str(path), self.name, name, path, fingerprint, size, str(path))
 
-    def _files(self) -> Iterator[Path]:
+    def _files(self, modality: Modality) -> Iterator[Path]:
         for folder, subfolders, files in os.walk(self._folder, onerror=_raise):
             subfolders.sort()
             for name in sorted(files):
-                if Path(name).suffix.lower() in SUFFIXES[self.modality]:
+                if Path(name).suffix.lower() in SUFFIXES[modality]:
                     yield Path(folder, name)
 
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 
 import lancedb
 import pyarrow as pa
@@ -13,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from .encoding import Unreadable, encode_items
-from .index_table import IndexInfo, damage_explained, one_of, writing
+from .index_table import IndexInfo, IndexProblem, damage_explained, one_of, writing
 from .known_rows import KnownRows
 from .sources import PLURAL, Item, Source
 
@@ -65,6 +66,7 @@ class Update:
         """The same, then delete what the source had and has not any more."""
         began = time.monotonic()
         total = len(source)  # first: a source that cannot be read at all must not look empty
+        self._refuse_nested(source.name)
         of_source = one_of("source", [source.name])
         known = self._known_rows(of_source)
         self._encode_and_write(source, total, known, **options)
@@ -75,6 +77,16 @@ class Update:
         self._compact()
         self.report.seconds = time.monotonic() - began
         return self.report
+
+    def _refuse_nested(self, name: str) -> None:
+        """A file has one row, of one source: two folders that both hold it would take it from each other."""
+        others = {other for batch in self._rows(["source"], None) for other in batch["source"].unique().to_pylist()}
+        for other in others - {name}:
+            if Path(other) in Path(name).parents or Path(name) in Path(other).parents:
+                raise IndexProblem(
+                    f"{self._uri} already holds the folder {other}, which shares files with {name}. Update that one, "
+                    "or use another index."
+                )
 
     def _encode_and_write(
         self, items: Iterable[Item], total: int | None, known: KnownRows, *, progress: bool, **options: int

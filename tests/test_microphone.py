@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 from speech_image_retrieval.cli import app
-from speech_image_retrieval.cli.microphone import record_speech
+from speech_image_retrieval.cli.microphone import _enter_pressed, record_speech
 from typer.testing import CliRunner, Result
 
 from .retrieval.tiny_gallery import picture_folder, save_tiny
@@ -36,11 +36,16 @@ class FakeDevice(SimpleNamespace):
         return io.BytesIO()  # any context manager
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
 @pytest.fixture
 def microphone(monkeypatch):
     device = FakeDevice(seconds=0.5, loudness=0.1)
     monkeypatch.setitem(sys.modules, "sounddevice", device)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    monkeypatch.setattr(sys, "stdin", Terminal("\n"))
     return device
 
 
@@ -52,6 +57,13 @@ def test_all_blocks_are_kept_in_order(microphone):
 
 
 def test_no_more_than_the_model_hears_is_kept(microphone):
+    assert len(record_speech(max_seconds=0.25)["array"]) == RATE // 4
+
+
+@pytest.mark.parametrize("stdin", [io.StringIO(""), None])
+def test_without_a_terminal_nobody_has_pressed_enter(microphone, monkeypatch, stdin):
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert not _enter_pressed().wait(0.2)
     assert len(record_speech(max_seconds=0.25)["array"]) == RATE // 4
 
 

@@ -8,6 +8,7 @@ import pytest
 import soundfile
 from PIL import Image, ImageFile
 from speech_image_retrieval.app.uploads import UploadLimits, UploadRefused, read_picture, read_recording
+from speech_image_retrieval.processing.media import MediaError, load_speech
 
 from .hostile_files import RATE, bomb_png, long_silence, lying_mp3, recording
 
@@ -54,6 +55,15 @@ def test_long_silence_in_a_small_file_is_refused_undecoded(file_format: str, sec
 def test_the_limit_itself_is_taken():
     assert len(read_recording(recording(30, "FLAC"), LIMITS)["array"]) == 30 * RATE
     assert "lasts 31 s" in refused(read_recording, recording(31, "FLAC"))
+
+
+def test_a_flac_that_does_not_say_how_long_it_is_is_refused_in_words():
+    streamed = bytearray(recording(2, "FLAC"))
+    streamed[21] &= 0xF0  # the low 36 bits of these eight bytes are the number of samples
+    streamed[22:26] = bytes(4)
+    assert "does not say how long it is" in refused(read_recording, bytes(streamed))
+    with pytest.raises(MediaError, match="does not say how long it is"):
+        load_speech(bytes(streamed), None, RATE)
 
 
 def test_a_header_that_says_less_than_follows_decodes_no_more():

@@ -151,6 +151,21 @@ def test_two_sources_live_in_one_index(index, pictures, tmp_path: Path):
     assert len(index) == 23
 
 
+def test_a_folder_that_shares_files_with_another_source_is_refused(index, tmp_path: Path):
+    for name in ("a", "ab"):
+        picture_folder(tmp_path / "all" / name, 1)
+    index.update_from(FolderSource(tmp_path / "all" / "a", "image"))
+    with pytest.raises(IndexProblem, match=r"already holds the folder .*shares files"):
+        index.update_from(FolderSource(tmp_path / "all", "image"))
+    index.update_from(FolderSource(tmp_path / "all" / "ab", "image"))
+    assert len(index) == 2
+
+
+def test_a_folder_of_the_other_modality_is_recognised(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"holds no pictures .* It holds recordings: --modality speech"):
+        len(FolderSource(recording_folder(tmp_path / "recordings", 1), "image"))
+
+
 def test_single_items_are_added(index):
     stream = io.BytesIO()
     Image.new("RGB", (300, 600), "red").save(stream, "PNG")
