@@ -3,12 +3,14 @@ from __future__ import annotations
 import io
 import json
 import sys
+from threading import Event
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 from speech_image_retrieval.cli import app
+from speech_image_retrieval.cli import microphone as microphone_module
 from speech_image_retrieval.cli.microphone import _enter_pressed, record_speech
 from typer.testing import CliRunner, Result
 
@@ -79,7 +81,10 @@ def test_what_cannot_be_recorded_is_explained(microphone, monkeypatch):
         record_speech(1)
 
 
-def test_a_spoken_query_finds_what_its_recording_finds(microphone, tmp_path):
+def test_a_spoken_query_finds_what_its_recording_finds(microphone, monkeypatch, tmp_path):
+    pressed = Event()
+    pressed.set()
+    monkeypatch.setattr(microphone_module, "_enter_pressed", lambda: pressed)  # the runner's input is no terminal
     model, pictures = save_tiny(tmp_path / "model"), picture_folder(tmp_path / "pictures", 8)
     tone = 0.1 * np.sin(np.arange(RATE // 2) / 20)
     soundfile.write(tmp_path / "tone.wav", tone, RATE, subtype="FLOAT")
