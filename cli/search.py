@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from ..processing.media import PICTURE_SUFFIXES
+from ..retrieval.index_place import is_index
 from .app import BatchSizeOption, RerankOption, ScoreRuleOption, app, check_picture_name, load_model
 from .corpus import load_split
 from .explain import ExplainOption, save_explanations
@@ -65,7 +66,7 @@ def search(
     check_picture_name("--sheet", sheet)
     check_picture_name("--explain", explain)
     images_and_queries = images_and_queries or []
-    if _is_index(model):
+    if is_index(model):
         if caption:
             raise ValueError("--caption needs MODEL and a corpus. Search an index by recordings or pictures.")
         search_index(
@@ -128,10 +129,6 @@ def search(
     if explain:
         best = [(query, results[0].image) for query, results in zip(queries, found, strict=True)]
         save_explanations([_explanation(loaded, processor, *pair, gallery) for pair in best], explain)
-
-
-def _is_index(name: str) -> bool:
-    return "://" in name or Path(name, "items.lance").is_dir()
 
 
 class _Gallery(NamedTuple):

@@ -16,7 +16,7 @@ from .ann import ann_config
 from .explain_row import explain_row
 from .explanation import Explanation
 from .index_search import Found, check_filter, encode_queries, search_table
-from .index_table import IndexInfo, IndexProblem, address, create_table, damage_explained, open_table, read_info
+from .index_table import IndexInfo, IndexProblem, create_table, damage_explained, open_table, read_info
 from .search import check_options
 from .sources import PLURAL, Item, Modality, Source
 from .update import Update, UpdateReport
@@ -71,7 +71,7 @@ class SpeechImageIndex:
             model_digest=model_identity(model, processor),
             keep_states=keep_states,
         )
-        index = cls(address(uri), create_table(address(uri), info), model, processor)
+        index = cls(str(uri), create_table(str(uri), info), model, processor)
         if index.info.modality != modality:
             raise IndexProblem(
                 f"{uri} is an index of {PLURAL[index.info.modality]}, not of {PLURAL[modality]}. Choose another "
@@ -94,7 +94,7 @@ class SpeechImageIndex:
         Raises:
             IndexProblem: there is none, it is damaged, of another format, or was made with another model.
         """
-        return cls(address(uri), open_table(address(uri)), model, processor)
+        return cls(str(uri), open_table(str(uri)), model, processor)
 
     def __len__(self) -> int:
         self._table.checkout_latest()

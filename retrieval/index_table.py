@@ -8,18 +8,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import lancedb
 import pyarrow as pa
 from filelock import FileLock
 
+from .index_place import TABLE, is_index, local_folder
 from .sources import Modality
 
-FORMAT = 3
-TABLE = "items"
+FORMAT = 4
 _METADATA = b"speech_image_index"
+# Makes LanceDB see that two writers at once insert the same ids, and repeat one of the writes as an update.
+_KEY = {"lance-schema:unenforced-primary-key": "true"}
 _MAGIC = b"LANC"  # how every data file of LanceDB ends
 _LANCE_ERRORS = ("lance error", "External error")  # how errors of the engine begin; a model's do not
 _DATA_FILE = re.compile(r"[\w-]+\.lance\b(?!/)")
@@ -56,7 +56,7 @@ class IndexInfo:
         `embedding` has unit length, `states` is (token_count, width) float16.
         """
         fields = [
-            pa.field("id", pa.string(), nullable=False),
+            pa.field("id", pa.string(), nullable=False, metadata=_KEY),
             pa.field("source", pa.string(), nullable=False),
             pa.field("name", pa.string(), nullable=False),
             pa.field("path", pa.string()),
@@ -75,26 +75,10 @@ class IndexInfo:
         return pa.schema(fields, metadata={_METADATA: json.dumps(asdict(self))})
 
 
-def address(uri: str | Path) -> str:
-    """How an address is written everywhere else: a folder of this machine as a path, whether `file://` stands before
-    it or not."""
-    text = str(uri)
-    return url2pathname(urlsplit(text).path) if text.startswith("file://") else text
-
-
-def is_local(uri: str) -> bool:
-    """Whether an address is a folder here, and not object storage or a server."""
-    return "://" not in uri
-
-
-def is_index(uri: str) -> bool:
-    """Whether there is an index in this folder; other addresses are taken for one, for models have none."""
-    return not is_local(uri) or Path(uri, f"{TABLE}.lance", "_versions").is_dir()
-
-
 def create_table(uri: str, info: IndexInfo) -> lancedb.table.Table:
     """The table at this address: a new one, or what is there already."""
-    if is_local(uri) and not is_index(uri) and Path(uri).exists() and any(_foreign_files(Path(uri))):
+    folder = local_folder(uri)
+    if folder is not None and not is_index(uri) and folder.exists() and any(_foreign_files(folder)):
         raise IndexProblem(f"{uri} exists and is not an index. Choose another folder.")
     database = lancedb.connect(uri)
     with writing(uri), damage_explained(uri):
@@ -151,13 +135,14 @@ def read_info(uri: str, table: lancedb.table.Table) -> IndexInfo:
 def writing(uri: str) -> AbstractContextManager:
     """Let one process at a time write to a local index, each only as long as a write takes.
 
-    Elsewhere LanceDB alone orders the writes, and takes new rows of the same id from both of two writers: there only
-    one may write at a time.
+    Elsewhere LanceDB alone orders the writes: a commit that conflicts with another, by its rows or by the key `id`, is
+    repeated on top of it.
     """
-    if not is_local(uri):
+    folder = local_folder(uri)
+    if folder is None:
         return nullcontext()
-    Path(uri).mkdir(parents=True, exist_ok=True)
-    return FileLock(Path(uri, ".write.lock"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / ".write.lock")
 
 
 def one_of(column: str, values: Sequence[str]) -> str:
@@ -187,9 +172,10 @@ def damage_explained(uri: str) -> Iterator[None]:
 
 def _broken_files(uri: str) -> set[str]:
     """Data files that do not end as LanceDB ends them: cut off, or overwritten."""
-    if not is_local(uri):
+    folder = local_folder(uri)
+    if folder is None:
         return set()
-    return {path.name for path in Path(uri, f"{TABLE}.lance", "data").glob("*.lance") if not _ends_well(path)}
+    return {path.name for path in Path(folder, f"{TABLE}.lance", "data").glob("*.lance") if not _ends_well(path)}
 
 
 def _ends_well(path: Path) -> bool:

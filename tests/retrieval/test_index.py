@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from datasets import Dataset
 from PIL import Image
 from speech_image_retrieval.evaluation.model_identity import model_identity
 from speech_image_retrieval.processing.media import load_speech
+from speech_image_retrieval.retrieval import update
 from speech_image_retrieval.retrieval.index import SpeechImageIndex
 from speech_image_retrieval.retrieval.index_table import IndexProblem
 from speech_image_retrieval.retrieval.known_rows import KnownRows
@@ -329,8 +331,6 @@ def test_more_queries_than_fit_at_a_time_give_the_same(index, pictures, queries,
 
 
 def test_many_writes_are_compacted(index, tmp_path: Path, monkeypatch):
-    from speech_image_retrieval.retrieval import update
-
     monkeypatch.setattr(update, "_BYTES_PER_WRITE", 1)
     many = FolderSource(picture_folder(tmp_path / "many", 20), "image")
     index.update_from(many, batch_size=1)
@@ -358,3 +358,15 @@ def test_an_embedding_that_is_not_finite_is_refused(index, pictures):
             index.update_from(pictures)
     finally:
         index._model.image_projection.bias.data[0] = 0.0
+
+
+@pytest.mark.parametrize("scheme", ["", "file://", "file-object-store://"])  # the last is locked by nothing
+def test_writers_at_once_write_every_row_once(tmp_path: Path, pictures, model, processor, scheme: str, monkeypatch):
+    monkeypatch.setattr(update, "_BYTES_PER_WRITE", 1)
+    uri = f"{scheme}{tmp_path / 'an index'}"
+    SpeechImageIndex.create(uri, model, processor)
+    writers = [SpeechImageIndex.open(uri, model, processor) for _ in range(3)]
+    with ThreadPoolExecutor(len(writers)) as pool:
+        list(pool.map(lambda writer: writer.update_from(pictures, batch_size=2, num_workers=1), writers))
+    assert sorted(ids(writers[0])) == sorted(item.id for item in pictures)
+    assert Path(tmp_path, "an index", ".write.lock").exists() == (scheme != "file-object-store://")

@@ -52,6 +52,11 @@ def query(tmp_path: Path) -> Path:
     return write_recording(tmp_path / "query.wav", seed=1)
 
 
+def test_what_an_interrupted_creation_leaves_is_no_index(tmp_path: Path, query: Path):
+    (tmp_path / "unfinished" / "items.lance").mkdir(parents=True)
+    assert "is no index" in refused("search", tmp_path / "unfinished")
+
+
 def test_index_says_what_it_did(index: Path, model: Path, pictures: Path):
     said = done("index", model, pictures, "--out", index)
     assert "12 rows (0 added, 0 changed, 12 unchanged, 0 deleted, 1 unreadable)" in said
