@@ -22,6 +22,7 @@ _BYTES_PER_WRITE = 64 << 20
 _SECONDS_PER_WRITE = 30.0  # what a killed update loses at most
 _DELETED_AT_A_TIME = 500
 _SMALL_FRAGMENTS = 16  # fewer are searched as fast, and compaction rewrites token states
+_CORPUS_SPLIT = "#"  # between a corpus and its split in the name of a source
 _PREEMPTED = "Retryable commit conflict"
 _OLD_VERSIONS_KEPT = timedelta(minutes=5)  # no search that began before a compaction takes longer
 
@@ -81,8 +82,10 @@ class Update:
 
     def _refuse_nested(self, name: str) -> None:
         """A file has one row, of one source: two folders that both hold it would take it from each other."""
-        others = {other for batch in self._rows(["source"], None) for other in batch["source"].unique().to_pylist()}
-        for other in others - {name}:
+        if _CORPUS_SPLIT in Path(name).name:  # rows of a corpus have ids of its own
+            return
+        sources = {other for batch in self._rows(["source"], None) for other in batch["source"].unique().to_pylist()}
+        for other in (other for other in sources - {name} if _CORPUS_SPLIT not in Path(other).name):
             if Path(other) in Path(name).parents or Path(name) in Path(other).parents:
                 raise IndexProblem(
                     f"{self._uri} already holds the folder {other}, which shares files with {name}. Update that one, "

@@ -163,6 +163,15 @@ def test_a_folder_that_shares_files_with_another_source_is_refused(index, tmp_pa
     assert len(index) == 2
 
 
+def test_a_corpus_inside_a_folder_shares_no_rows_with_it(index, pictures, tmp_path: Path):
+    index.update_from(pictures)
+    row = {"image": {"path": str(next(iter(pictures)).medium), "bytes": None}, "audio": None, "image_id": "1"}
+    row |= {"caption_id": "1", "text": None, "speaker": None, "language": None}
+    corpus = CorpusSource(Dataset.from_list([row]), f"{tmp_path / 'pictures' / 'corpus'}#test", "image")
+    assert index.update_from(corpus).added == 1
+    assert index.update_from(pictures).unchanged == 20 and len(index) == 21
+
+
 def test_a_folder_of_the_other_modality_is_recognised(tmp_path: Path):
     with pytest.raises(ValueError, match=r"holds no pictures .* It holds recordings: --modality speech"):
         len(FolderSource(recording_folder(tmp_path / "recordings", 1), "image"))
