@@ -3,7 +3,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -14,34 +13,10 @@ from speech_image_retrieval.corpora import check_page
 from speech_image_retrieval.corpora.check import inspect_corpus
 from speech_image_retrieval.corpora.check_page import HEARD_SECONDS, SAMPLES, THUMBNAIL, write_page
 
+from ..html_page import Page
 from .spoken_rows import RATE, at, corpus_with, dataset, embedded, encoded_samples, picture, row, sound_corpus
 
 SCRIPT = "<script>alert('$x$')</script>"
-
-
-class Page(HTMLParser):
-    """What a browser would make of it: elements with their attributes, and the text that is seen."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._hidden = 0
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        self._hidden += tag == "style"
-
-    def handle_endtag(self, tag):
-        self._hidden -= tag == "style"
-
-    def handle_data(self, data):
-        if not self._hidden:
-            self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 def html_of(corpus, folder: Path, seed: int = 0, **options) -> str:

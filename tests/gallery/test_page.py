@@ -3,7 +3,6 @@ from __future__ import annotations
 import base64
 import io
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from zlib import crc32
 
@@ -15,6 +14,7 @@ from speech_image_retrieval.corpora.schema import save_corpus, split_from_rows
 from speech_image_retrieval.gallery.media import HEARD_SECONDS, THUMBNAIL
 from speech_image_retrieval.gallery.page import QUERIES, RESULTS
 
+from ..html_page import Page
 from ..retrieval.tiny_gallery import save_tiny
 from ..test_cli import refused, sir
 
@@ -26,31 +26,6 @@ SCENES = [
     for shape in ("circle", "ring")
     for relation in ("above", "to-the-left-of")
 ]
-
-
-class Page(HTMLParser):
-    """What a browser would make of it: elements with their attributes, and the text that is seen."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._hidden = 0
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        self._hidden += tag == "style"
-
-    def handle_endtag(self, tag):
-        self._hidden -= tag == "style"
-
-    def handle_data(self, data):
-        if not self._hidden:
-            self.text += data
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 def rows_of(split: str, names: tuple[str, ...], seconds: float = 0.3):
