@@ -140,6 +140,10 @@ def _generate(
         from ..corpora.spoken_shapes import build_spoken_shapes
 
         corpus = build_spoken_shapes(out, seed=seed, num_proc=num_proc)
+    elif name == "spoken_shapes_combinations":
+        from ..corpora.spoken_shapes_combinations import build_spoken_shapes_combinations
+
+        corpus = build_spoken_shapes_combinations(out, seed=seed, num_proc=num_proc)
     elif name == "spoken_emoji":
         from ..corpora.spoken_emoji import build_spoken_emoji
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _OF_FILES = ("--source", "--embed", "--skip-missing")
 CORPUS_OPTIONS = {
     "spoken_shapes": ("--seed",),
+    "spoken_shapes_combinations": ("--seed",),
     "spoken_emoji": ("--source", "--seed"),
     "tuxpaint": ("--source", "--language", "--skip-missing", "--seed"),
     "flickr8k_audio": _OF_FILES,

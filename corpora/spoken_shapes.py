@@ -53,7 +53,7 @@ def build_spoken_shapes(
     with building_folder(out) as folder:
         splits = {
             name: split_from_rows(
-                _spoken_captions,
+                spoken_captions,
                 num_proc=min(num_proc or os.cpu_count() or 1, sizes[name]),
                 cache_dir=folder,
                 split_name=name,
@@ -89,9 +89,10 @@ def _every_word_first(scenes: list[Scene]) -> list[Scene]:
     return first + rest
 
 
-def _spoken_captions(
+def spoken_captions(
     scenes: list[Scene], speakers: tuple[Voice, ...], captions: int, seed: int
 ) -> Iterator[SpokenCaption]:
+    """The rows of some scenes, `captions` of each, drawn, described and spoken."""
     for scene in scenes:
         # A generator for each scene: nothing depends on how the scenes are shared out between processes.
         rng = Random(f"{seed}/{scene.name}")
