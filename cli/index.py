@@ -35,8 +35,12 @@ def index(
     ],
     split: Annotated[str, typer.Option(help="Which split of a corpus.")] = "test",
     modality: Annotated[
-        str, typer.Option(help="image: pictures, found by speech; speech: recordings, found by pictures.")
-    ] = "image",
+        str | None,
+        typer.Option(
+            help="image: pictures, found by speech; speech: recordings, found by pictures. Without it what the folder "
+            "holds; of a corpus its pictures.",
+        ),
+    ] = None,
     states: Annotated[
         bool, typer.Option(help="Store token states, so that re-ranking need not read the files again.")
     ] = True,
@@ -48,15 +52,17 @@ def index(
 
     Only new and changed files are encoded. Stop it whenever you like: the next run goes on where it was.
     """
-    if modality not in ("image", "speech"):
+    if modality not in ("image", "speech", None):
         raise ValueError(f"--modality must be image or speech, not {modality!r}.")
     require_lancedb()
     items = _source(source, split, modality)
+    if not len(items):  # reads it: what cannot be indexed must not leave an empty index
+        raise ValueError(f"{items.name} holds nothing to index.")
     from ..retrieval.ann import ROWS_NEEDED
     from ..retrieval.index import SpeechImageIndex
 
     loaded, processor = load_model(model)
-    built = SpeechImageIndex.create(out, loaded, processor, modality, keep_states=states)
+    built = SpeechImageIndex.create(out, loaded, processor, items.modality, keep_states=states)
     report = built.update_from(items, batch_size=batch_size, num_workers=num_workers, progress=True)
     _print_report(report, out, len(built))
     if ann and len(built) < ROWS_NEEDED:
@@ -65,15 +71,15 @@ def index(
         built.build_ann()
 
 
-def _source(source: str, split: str, modality: Modality) -> Source:
-    from ..retrieval.sources import CorpusSource, FolderSource
+def _source(source: str, split: str, modality: Modality | None) -> Source:
+    from ..retrieval.sources import CorpusSource, FolderSource, modality_of
 
     folder = Path(source)
     if folder.is_dir() and not (folder / "dataset_dict.json").is_file():
-        return FolderSource(folder, modality)
+        return FolderSource(folder, modality or modality_of(folder))
     rows = load_split(source, split)
     place = str(folder.resolve()) if folder.is_dir() else source
-    return CorpusSource(rows, f"{place}#{split}", modality)
+    return CorpusSource(rows, f"{place}#{split}", modality or "image")
 
 
 def _print_report(report: UpdateReport, out: str, rows: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -93,11 +94,35 @@ class FolderSource:
             yield Item(str(path), self.name, name, path, fingerprint, size, str(path))
 
     def _files(self, modality: Modality) -> Iterator[Path]:
-        for folder, subfolders, files in os.walk(self._folder, onerror=_raise):
-            subfolders.sort()
-            for name in sorted(files):
-                if Path(name).suffix.lower() in SUFFIXES[modality]:
-                    yield Path(folder, name)
+        return (path for path in _files(self._folder) if path.suffix.lower() in SUFFIXES[modality])
+
+
+def modality_of(folder: Path) -> Modality:
+    """What a folder tree holds, pictures or recordings.
+
+    Raises:
+        ValueError: it holds both, or neither.
+    """
+    suffixes = Counter(path.suffix.lower() for path in _files(folder))
+    counts = {modality: sum(suffixes[suffix] for suffix in SUFFIXES[modality]) for modality in SUFFIXES}
+    held = [modality for modality, count in counts.items() if count]
+    if not held:
+        raise ValueError(
+            f"{folder} holds neither pictures ({', '.join(sorted(PICTURE_SUFFIXES))}) nor recordings "
+            f"({', '.join(sorted(RECORDING_SUFFIXES))})."
+        )
+    if len(held) > 1:
+        raise ValueError(
+            f"{folder} holds both: pictures ({counts['image']}) and recordings ({counts['speech']}). An index has one "
+            "kind: choose with --modality image or --modality speech."
+        )
+    return held[0]
+
+
+def _files(tree: Path) -> Iterator[Path]:
+    for folder, subfolders, files in os.walk(tree, onerror=_raise):
+        subfolders.sort()
+        yield from (Path(folder, name) for name in sorted(files))
 
 
 def _raise(error: OSError) -> None:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, ImageChops
 from speech_image_retrieval.cli import app
 from speech_image_retrieval.corpora.schema import save_corpus, split_from_rows
+from speech_image_retrieval.retrieval.index import SpeechImageIndex
 from typer.testing import CliRunner, Result
 
 from .tiny_gallery import picture_folder, recording_folder, save_tiny, write_picture, write_recording
@@ -63,6 +64,24 @@ def test_index_says_what_it_did(index: Path, model: Path, pictures: Path):
     assert f"Not indexed: {pictures / 'broken.png'}: The picture" in said
 
 
+def test_what_a_folder_holds_decides_what_is_indexed(model: Path, pictures: Path, tmp_path: Path):
+    recordings = recording_folder(tmp_path / "recordings", 2)
+    done("index", model, recordings, "--out", tmp_path / "speech")
+    assert SpeechImageIndex.open(tmp_path / "speech").info.modality == "speech"
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "nothing" / "notes.txt").touch()
+    out = tmp_path / "none"
+    said = refused("index", model, tmp_path / "nothing", "--out", out)
+    assert "holds neither pictures (.avif" in said and not out.exists()
+    write_picture(recordings / "deep" / "picture.png", seed=0)
+    said = refused("index", model, recordings, "--out", out)
+    assert "pictures (1) and recordings (2)" in said and "--modality image or" in said and not out.exists()
+    said = refused("index", model, pictures, "--out", out, "--modality", "speech")
+    assert "It holds pictures: --modality image" in said and not out.exists()
+    done("index", model, recordings, "--out", out, "--modality", "image")
+    assert SpeechImageIndex.open(out).info.modality == "image"
+
+
 def test_search_by_speech(index: Path, query: Path, tmp_path: Path):
     outputs = ["--json", tmp_path / "found.json", "--sheet", tmp_path / "found.png"]
     said = done("search", index, query, "--top-k", 3, "--rerank-top-k", 5, *outputs)
@@ -90,7 +109,7 @@ def test_search_refuses_what_it_cannot_do(index: Path, model: Path, pictures: Pa
     other = save_tiny(tmp_path / "other", seed=1)
     assert "was made with the model" in refused("search", index, query, "--model", other)
     assert "--modality must be" in refused("index", model, pictures, "--out", tmp_path / "i", "--modality", "video")
-    assert "an index of pictures" in refused("index", model, tmp_path, "--out", index, "--modality", "speech")
+    assert "an index of pictures" in refused("index", model, query.parent, "--out", index, "--modality", "speech")
     assert "There is no folder" in refused("index", model, tmp_path / "no" / "folder", "--out", tmp_path / "i")
 
 
