@@ -89,8 +89,15 @@ def search(
                 f"{option} is for an index, and {model} is none. Build one: sir index MODEL SOURCE --out DIR"
             )
     if not images_and_queries:
-        raise ValueError(f"{model} is no index. Search pictures with a model: sir search MODEL IMAGES QUERY.wav")
+        raise ValueError(
+            f"There is no index {model}. To search pictures with a model: sir search MODEL IMAGES QUERY.wav"
+        )
     images, *recordings = images_and_queries
+    if not images.is_dir() and not (Path(model) / "config.json").is_file():
+        raise ValueError(
+            f"There is no index {model}. Search one: sir search INDEX QUERY.wav; or search a folder of pictures or a "
+            f"corpus with a model: sir search MODEL IMAGES QUERY.wav, but {images} is no folder."
+        )
     rows = load_split(str(images), "test") if (images / "dataset_dict.json").is_file() else None
     gallery = _folder_gallery(images) if rows is None else _corpus_gallery(rows)
     queries = [_recording_query(path) for path in recordings]

@@ -6,7 +6,7 @@ The order is that of :func:`.search.search_encoded` on the same gallery.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,15 @@ class Found:
     text: str | None
     speaker: str | None
     language: str | None
-    preview: bytes
+    preview: bytes = field(repr=False)
     coarse_score: float
     coarse_rank: int
     matching_score: float | None
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether its file is not there any more."""
+        return self.path is not None and not Path(self.path).exists()
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from .sources import Modality
 
 FORMAT = 4
 _METADATA = b"speech_image_index"
+_MOVED_MODEL = "speech_image_index:model_name"  # in the metadata of `embedding`, for those of a table are fixed
 # Makes LanceDB see that two writers at once insert the same ids, and repeat one of the writes as an update.
 _KEY = {"lance-schema:unenforced-primary-key": "true"}
 _MAGIC = b"LANC"  # how every data file of LanceDB ends
@@ -129,7 +130,17 @@ def read_info(uri: str, table: lancedb.table.Table) -> IndexInfo:
             f"{uri} is an index of format {fields['format']}; this version reads format {FORMAT}. Build it again: "
             f"sir index MODEL SOURCE --out DIR"
         )
+    moved_to = (table.schema.field("embedding").metadata or {}).get(_MOVED_MODEL.encode())
+    if moved_to is not None:
+        fields["model_name"] = moved_to.decode()
     return IndexInfo(**fields)
+
+
+def store_model_name(uri: str, table: lancedb.table.Table, name: str) -> None:
+    """Where the model is now, which :func:`read_info` says from then on."""
+    with writing(uri), damage_explained(uri):
+        table.checkout_latest()
+        table.update_field_metadata({"path": "embedding", "metadata": {_MOVED_MODEL: name}})
 
 
 def writing(uri: str) -> AbstractContextManager:

@@ -8,6 +8,7 @@ from zlib import crc32
 import numpy as np
 import pytest
 import soundfile
+from huggingface_hub.utils import httpx
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from speech_image_retrieval.cli import app
@@ -275,6 +276,27 @@ def test_a_folder_without_a_model_and_another_model_are_refused(corpus: Path, tm
     assert "holds no model" in refused("evaluate", tmp_path, "--corpus", corpus)
     HubertConfig().save_pretrained(tmp_path)
     assert "is a model of type 'hubert'" in refused("evaluate", tmp_path, "--corpus", corpus)
+
+
+def test_a_name_that_is_no_model_is_refused_without_waiting_for_the_hub(corpus: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def unreachable(transport, request):
+        asked.append(str(request.url))
+        raise httpx.ConnectError("Name or service not known", request=request)
+
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", unreachable)
+    for name in ("./model", "outputs/shapes/model", str(tmp_path / "model")):
+        assert f"There is no folder {name}, and it cannot be the Hub id" in refused(
+            "evaluate", name, "--corpus", corpus
+        )
+    Path("outputs").mkdir()
+    assert "There is no folder outputs/model." in refused("evaluate", "outputs/model", "--corpus", corpus)
+    assert not asked
+    said = refused("evaluate", "org/model", "--corpus", corpus)
+    assert "The model org/model, which is no folder here, cannot be loaded: We couldn't" in said
+    assert sum("org/model" in url for url in asked) == 1
 
 
 def test_a_model_with_missing_weights_is_refused(model: Path, corpus: Path, tmp_path: Path):

@@ -157,10 +157,43 @@ def test_a_folder_that_shares_files_with_another_source_is_refused(index, tmp_pa
     for name in ("a", "ab"):
         picture_folder(tmp_path / "all" / name, 1)
     index.update_from(FolderSource(tmp_path / "all" / "a", "image"))
-    with pytest.raises(IndexProblem, match=r"already holds the folder .*shares files"):
-        index.update_from(FolderSource(tmp_path / "all", "image"))
+    for other in ("all", "all/a/0"):
+        with pytest.raises(IndexProblem, match=r"already holds the folder .*/all/a, which shares files"):
+            index.update_from(FolderSource(tmp_path / other, "image"))
     index.update_from(FolderSource(tmp_path / "all" / "ab", "image"))
     assert len(index) == 2
+
+
+def test_a_source_is_removed(index, pictures, tmp_path: Path):
+    others = FolderSource(picture_folder(tmp_path / "it's others", 3), "image")
+    for source in (pictures, others):
+        index.update_from(source)
+    index.add([next(iter(pictures))._replace(id="1", source="mine")])
+    shutil.rmtree(others.folder)
+    held = [(source.name, source.rows, source.is_there) for source in index.sources()]
+    assert held == [(others.name, 3, False), (pictures.name, 20, True), ("mine", 1, None)]
+    reopened = SpeechImageIndex.open(index.uri)
+    with pytest.raises(ValueError, match=r"holds nothing of other\. Its sources: .*others.*pictures, mine"):
+        reopened.remove("other")
+    assert reopened.remove(others.name) == 3
+    assert [source.name for source in index.sources()] == [pictures.name, "mine"] and len(index) == 21
+
+
+def test_an_item_that_another_writer_renews_meanwhile_is_not_deleted(index, pictures, model, processor):
+    index.update_from(pictures)
+    gone, *_ = list(pictures)
+    gone.medium.unlink()
+    slow = update.Update(index.uri, SpeechImageIndex.open(index.uri)._table, index.info, model, processor)
+    write = slow._encode_and_write
+
+    def meanwhile(*arguments, **options):
+        write(*arguments, **options)
+        write_picture(gone.medium, seed=100)
+        assert index.update_from(pictures).changed == 1
+
+    slow._encode_and_write = meanwhile
+    assert slow.agree(pictures, batch_size=8, num_workers=1, progress=False).deleted == 0
+    assert len(index) == 20
 
 
 def test_a_corpus_inside_a_folder_shares_no_rows_with_it(index, pictures, tmp_path: Path):
@@ -356,7 +389,8 @@ def test_known_rows():
         "new",
     ]
     known.unsee("d")
-    assert known.gone(["a", "b", "c", "d", "e"]) == ["c", "d"]
+    assert known.gone(["a", "b", "c", "d", "e"], ["1"] * 5) == [2, 3]
+    assert known.gone(["a", "c", "d"], ["1", "2", "1"]) == [2], "another writer renewed c"
     assert KnownRows([]).see("a", "1") == "new"
 
 
