@@ -115,7 +115,7 @@ def _source(source: str, split: str, modality: Modality | None) -> Source:
 
 def _print_report(report: UpdateReport, out: str, rows: int) -> None:
     for item in report.unreadable[:_UNREADABLE_SHOWN]:
-        _warn(f"Not indexed: {item.id}: {item.reason}")
+        _warn(f"Not indexed: {item.reason if item.id in item.reason else f'{item.id}: {item.reason}'}")
     if len(report.unreadable) > _UNREADABLE_SHOWN:
         _warn(f"... and {len(report.unreadable) - _UNREADABLE_SHOWN} more")
     encoded = report.added + report.changed

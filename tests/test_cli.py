@@ -316,9 +316,14 @@ def test_search_a_folder_of_pictures(model: Path, spoken_query: Path, tmp_path: 
     for number, name in enumerate(("one.png", "two.PNG", "deep/three.jpg")):
         Image.new("RGB", (20, 10), (80 * number, 0, 0)).save(folder / name)
     (folder / "notes.txt").write_text("no picture", encoding="utf-8")
-    result = sir("search", model, folder, spoken_query, "--sheet", tmp_path / "new" / "sheet.png", "--top-k", 2)
+    outputs = ["--sheet", tmp_path / "new" / "sheet.png", "--json", tmp_path / "new" / "found.json"]
+    result = sir("search", model, folder, spoken_query, *outputs, "--top-k", 2)
     assert result.exit_code == 0, result.output
     assert "query.wav" in result.stdout
+    (of_query,) = json.loads((tmp_path / "new" / "found.json").read_text(encoding="utf-8"))["queries"]
+    assert of_query["query"] == str(spoken_query) and "rank_of_right" not in of_query
+    assert all(found["name"] in result.stdout for found in of_query["results"]) and len(of_query["results"]) == 2
+    assert of_query["results"][0]["matching_score"] >= of_query["results"][1]["matching_score"]
     assert sum(name in result.stdout for name in ("one.png", "two.PNG", "deep/three.jpg")) == 2
     with Image.open(tmp_path / "new" / "sheet.png") as sheet:
         assert sheet.mode == "RGB"
@@ -327,11 +332,14 @@ def test_search_a_folder_of_pictures(model: Path, spoken_query: Path, tmp_path: 
 def test_search_a_corpus_by_its_captions(model: Path, corpus: Path, tmp_path: Path):
     sheet, explained = tmp_path / "sheet.png", tmp_path / "explained.png"
     options = ["--caption", "test-2#0", "--caption", "random", "--caption", "random"]
-    options += ["--sheet", sheet, "--explain", explained]
+    options += ["--sheet", sheet, "--explain", explained, "--json", tmp_path / "found.json"]
     result = sir("search", model, corpus, *options, "--rerank-top-k", 2, "--top-k", 3)
     assert result.exit_code == 0, result.output
     assert "picture 2 of test" in result.stdout
     assert result.stdout.count("The right picture is at rank ") == 3
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["queries"]
+    assert f"The right picture is at rank {found[0]['rank_of_right']} of 4" in result.stdout
+    assert found[0]["query"] == "test-2#0" and [len(of_query["results"]) for of_query in found] == [3, 3, 3]
     assert result.stdout.count(" of 4.") == 3
     assert sheet.is_file() and explained.is_file()
 
@@ -356,5 +364,8 @@ def test_search_refuses(model: Path, corpus: Path, spoken_query: Path, tmp_path:
     assert "none.wav" in refused("search", model, empty, empty / "none.wav")
     assert "a.png is a picture; queries are recordings" in refused("search", model, empty, empty / "a.png")
     assert "score_rule must be" in refused("search", model, empty, spoken_query, "--score-rule", "best")
+    silent = empty / "silent.wav"
+    soundfile.write(silent, np.zeros(RATE), RATE)
+    assert refused("search", model, empty, silent) == f"{silent}: there is no sound in this recording.\n"
     (empty / "b.png").write_bytes(b"no picture")
     assert "b.png" in refused("search", model, empty, spoken_query)

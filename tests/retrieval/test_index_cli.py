@@ -64,7 +64,8 @@ def test_what_an_interrupted_creation_leaves_is_no_index(tmp_path: Path, query: 
 def test_index_says_what_it_did(index: Path, model: Path, pictures: Path):
     said = done("index", model, pictures, "--out", index)
     assert "12 rows (0 added, 0 changed, 12 unchanged, 0 deleted, 1 unreadable)" in said
-    assert f"Not indexed: {pictures / 'broken.png'}: The picture" in said
+    broken = pictures / "broken.png"
+    assert f"Not indexed: The picture {broken} cannot be decoded as an image: no known format\n" in said
 
 
 def test_what_a_folder_holds_decides_what_is_indexed(model: Path, pictures: Path, tmp_path: Path):
@@ -106,6 +107,11 @@ def test_search_refuses_what_it_cannot_do(index: Path, model: Path, pictures: Pa
     picture = write_picture(tmp_path / "query.png", seed=0)
     assert "so is what" in refused("search", index, picture)
     assert "There is no file" in refused("search", index, tmp_path / "nothing.wav")
+    text = tmp_path / "text.wav"
+    text.write_text("no recording", encoding="utf-8")
+    assert refused("search", index, text) == (
+        f"The recording {text} cannot be decoded as audio: Format not recognised.\n"
+    )
     assert "cannot be used" in refused("search", index, query, "--where", "nothing = 1")
     assert "--caption needs MODEL" in refused("search", index, query, "--caption", "random")
     assert "--where is for an index" in refused("search", model, pictures, query, "--where", "id = '1'")
