@@ -13,7 +13,9 @@ from .search_index import require_lancedb
 
 if TYPE_CHECKING:
     from ..retrieval.held_sources import HeldSource
+    from ..retrieval.index import SpeechImageIndex
 
+_DAMAGED_SHOWN = 20
 _THERE = {True: "yes", False: "gone", None: "not a folder here"}
 
 
@@ -23,6 +25,7 @@ def sources(
     remove: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="Take all rows of this source out of the index.")
     ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Compare every row with its checksum.")] = False,
 ) -> None:
     """List what an index was made of: folders and corpora, their rows, and whether they are still there.
 
@@ -37,6 +40,20 @@ def sources(
         name = remove if remove in held else str(Path(remove).resolve())
         typer.echo(f"Removed {name} from {index}: {opened.remove(name if name in held else remove)} rows.")
     _print_sources(opened.sources())
+    if check:
+        _check(opened)
+
+
+def _check(index: SpeechImageIndex) -> None:
+    damaged = index.check()
+    if damaged:
+        shown = "\n".join(damaged[:_DAMAGED_SHOWN])
+        more = f"\n... and {len(damaged) - _DAMAGED_SHOWN} more" if len(damaged) > _DAMAGED_SHOWN else ""
+        raise ValueError(
+            f"{len(damaged)} of {len(index)} rows of {index.uri} are damaged. Remove their source, then index it "
+            f"again.\n{shown}{more}"
+        )
+    typer.echo(f"All {len(index)} rows of {index.uri} are as they were written.")
 
 
 def _print_sources(held: Sequence[HeldSource]) -> None:

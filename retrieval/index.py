@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from ..evaluation.model_identity import model_identity, model_name
 from ..evaluation.reranking import ScoreRule
 from .ann import ann_config
+from .checksums import COLUMN as CHECKSUM
+from .checksums import damaged_rows
 from .compaction import compact
 from .explain_row import explain_row
 from .explanation import Explanation
@@ -35,6 +37,7 @@ from .sources import PLURAL, Item, Modality, Source
 from .update import Update, UpdateReport
 
 _QUERIES_AT_A_TIME = 16  # bounds the token states in memory: 16 x 32 candidates of BLIP-2 are 0.2 GB
+_CHECKED_AT_A_TIME = 64  # rows; token states of a large vision transformer are a megabyte each
 
 
 class SpeechImageIndex:
@@ -175,6 +178,21 @@ class SpeechImageIndex:
             raise ValueError(f"{self.uri} holds nothing of {source}. Its sources: {names}.")
         compact(self.uri, self._table, however_few=True)
         return deleted
+
+    def check(self) -> list[str]:
+        """Read every row and compare it with its checksum.
+
+        Returns:
+            The ids of rows whose embedding, preview or token states are not what was written.
+
+        Raises:
+            IndexProblem: a data file cannot be read at all.
+        """
+        self._table.checkout_latest()
+        wanted = ("id", "preview", "embedding", "states", CHECKSUM)
+        query = self._table.search().select([name for name in wanted if name in self._table.schema.names])
+        with damage_explained(self.uri):
+            return damaged_rows(query.to_batches(_CHECKED_AT_A_TIME))
 
     def search(
         self,

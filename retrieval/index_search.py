@@ -24,6 +24,7 @@ from .sources import Modality
 from .spoken_queries import read_spoken_queries
 
 _SHOWN = ("id", "name", "source", "path", "text", "speaker", "language", "preview")
+_NOT_TO_FILTER_BY = ("preview", "embedding", "token_count", "states", "crc32")
 _EXACT_UP_TO = 100_000  # rows that a filter leaves
 
 
@@ -97,7 +98,7 @@ def check_filter(table: lancedb.table.Table, where: str) -> None:
     try:
         table.search().where(where).select(["id"]).explain_plan()
     except (ValueError, RuntimeError) as error:
-        columns = ", ".join(name for name in table.schema.names if name not in ("preview", "embedding", "states"))
+        columns = ", ".join(name for name in table.schema.names if name not in _NOT_TO_FILTER_BY)
         raise ValueError(
             f"The filter {where!r} cannot be used: {str(error).splitlines()[0]} Write it in SQL, for instance "
             f"\"language = 'en' AND text LIKE '%dog%'\". Columns: {columns}."

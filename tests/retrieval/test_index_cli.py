@@ -10,6 +10,7 @@ from PIL import Image, ImageChops
 from speech_image_retrieval.cli import app
 from speech_image_retrieval.corpora.schema import save_corpus, split_from_rows
 from speech_image_retrieval.retrieval import encoding, update
+from speech_image_retrieval.retrieval.contact_sheet import THUMBNAIL
 from speech_image_retrieval.retrieval.index import SpeechImageIndex
 from typer.testing import CliRunner, Result
 
@@ -226,10 +227,19 @@ def test_a_renamed_folder_is_marked_and_removed(model: Path, query: Path, tmp_pa
         str(folder / f"{number}/00{number}.png"): folder == first for folder in (first, second) for number in range(3)
     }
     assert done("sources", out).count("│ gone") == 1
+    assert "All 6 rows of" in done("sources", out, "--check")
     assert "Its sources: " in refused("sources", out, "--remove", tmp_path / "third")
     assert "3 rows" in done("sources", out, "--remove", os.path.relpath(first))
     said = done("search", out, query)
     assert "is gone" not in said and " 0/000.png " in said
+
+
+def test_damaged_rows_are_named(model: Path, tmp_path: Path, monkeypatch):
+    out, pictures = tmp_path / "index", picture_folder(tmp_path / "pictures", 2)
+    monkeypatch.setattr(encoding, "row_checksums", lambda embeddings, *_: [0] * len(embeddings))
+    done("index", model, pictures, "--out", out)
+    said = refused("sources", out, "--check")
+    assert "2 of 2 rows of" in said and f"\n{pictures}/0/000.png\n{pictures}/1/001.png\n" in said
 
 
 def test_pictures_find_recordings(model: Path, tmp_path: Path):
@@ -238,7 +248,8 @@ def test_pictures_find_recordings(model: Path, tmp_path: Path):
     done("index", model, recordings, "--out", out, "--modality", "speech", "--no-states", "--batch-size", 4)
     assert ".wav" in done("search", out, picture, "--explain", tmp_path / "explained.jpg")
     assert Image.open(tmp_path / "explained.jpg").format == "JPEG"
-    assert "holds recordings" in refused("search", out, picture, "--sheet", tmp_path / "sheet.png")
+    done("search", out, picture, "--sheet", tmp_path / "sheet.png", "--top-k", 3)
+    assert Image.open(tmp_path / "sheet.png").width > 3 * THUMBNAIL
 
 
 def corpus_rows(split: str):
