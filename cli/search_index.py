@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -16,11 +15,14 @@ from .explain import save_explanations
 from .microphone import record_speech
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
     from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
     from ..retrieval.index import SpeechImageIndex
     from ..retrieval.index_search import Found
     from ..retrieval.index_table import IndexInfo
+    from ..retrieval.sources import Modality
 
 
 def require_lancedb() -> None:
@@ -73,8 +75,6 @@ def search_index(
             raise ValueError(
                 f"{path} is one of {PLURAL[info.modality]}, and so is what {uri} holds. Search it by {PLURAL[asked]}."
             )
-    if sheet and info.modality == "speech":
-        raise ValueError("--sheet draws pictures that speech found; this index holds recordings.")
     queries: list[Any] = [*files, *([record_speech()] if mic else [])]
     names = [str(path) for path in files] + ["microphone"] * mic
     loaded, processor = load_model_of(uri, info, model)
@@ -88,7 +88,7 @@ def search_index(
     for name, results in zip(names, found, strict=True):
         _print_results(name, results, with_source=several)
     if sheet:
-        _draw_sheet(queries, names, found, processor.sampling_rate, sheet)
+        _draw_sheet(queries, names, found, info.modality, processor.sampling_rate, sheet)
         typer.echo(f"Drawn to {sheet}")
     if explain:
         best = [(query, results[0].id) for query, results in zip(queries, found, strict=True) if results]
@@ -130,17 +130,24 @@ def _as_json(query: str, results: Sequence[Found]) -> dict[str, object]:
 
 
 def _draw_sheet(
-    queries: Sequence[Any], names: Sequence[str], found: Sequence[Sequence[Found]], sampling_rate: int, out: Path
+    queries: Sequence[Any],
+    names: Sequence[str],
+    found: Sequence[Sequence[Found]],
+    gallery: Modality,
+    sampling_rate: int,
+    out: Path,
 ) -> None:
-    from PIL import Image
+    from ..processing.media import load_image, load_speech
+    from ..retrieval.contact_sheet import SheetQuery, SheetResult, draw_contact_sheet, waveform_image
 
-    from ..processing.media import load_speech
-    from ..retrieval.contact_sheet import SheetQuery, SheetResult, draw_contact_sheet
+    def speech(recording: Any) -> np.ndarray:
+        return load_speech(recording, None, sampling_rate)
 
     def row(query: Any, name: str, results: Sequence[Found]) -> SheetQuery:
+        pictures = gallery == "image"
         shown = [
             SheetResult(
-                Image.open(io.BytesIO(result.preview)),
+                load_image(result.preview) if pictures else waveform_image(speech(result.preview)),
                 result.text or result.name,
                 result.coarse_score,
                 result.coarse_rank,
@@ -148,7 +155,7 @@ def _draw_sheet(
             )
             for result in results
         ]
-        return SheetQuery(Path(name).name, load_speech(query, None, sampling_rate), sampling_rate, shown)
+        return SheetQuery(Path(name).name, speech(query) if pictures else load_image(query), sampling_rate, shown)
 
     out.parent.mkdir(parents=True, exist_ok=True)
     draw_contact_sheet([row(*of_query) for of_query in zip(queries, names, found, strict=True)]).save(out)
