@@ -138,7 +138,7 @@ def _draw_query(sheet: Image.Image, draw: ImageDraw.ImageDraw, query: SheetQuery
         draw.text((left + GAP, bottom), line, font=small, fill=FADED)
     bottom -= LINE + 4
     if isinstance(query.asked, Image.Image):
-        picture = ImageOps.contain(query.asked.convert("RGB"), (inner, bottom - y), Image.Resampling.LANCZOS)
+        picture = ImageOps.contain(query.asked.convert("RGB"), (inner, bottom - y - 8), Image.Resampling.LANCZOS)
         sheet.paste(picture, (left + GAP, bottom - picture.height))
         return
     duration = f"{len(query.asked) / query.sampling_rate:.1f} s"
