@@ -13,6 +13,7 @@ import soundfile
 from PIL import Image
 
 from ..processing.media import MediaError, load_image
+from ..retrieval.spoken_queries import is_silent
 
 _UNKNOWN_FRAMES = 2**62  # a FLAC that was written to a pipe does not say how long it is
 _RECORDING_FORMATS = frozenset(("AIFF", "AU", "CAF", "FLAC", "MP3", "OGG", "RF64", "W64", "WAV", "WAVEX"))
@@ -59,7 +60,7 @@ def read_recording(upload: Path | bytes, limits: UploadLimits) -> dict[str, Any]
         ) from None
     if not np.isfinite(samples).all():
         raise UploadRefused("This recording is damaged: it has samples that are no numbers.")
-    if not samples.any():
+    if is_silent(samples):
         raise UploadRefused("There is no sound in this recording. Is the right microphone chosen, and is it on?")
     return {"array": samples, "sampling_rate": rate}
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from speech_image_retrieval.retrieval.checksums import row_checksums
 from speech_image_retrieval.retrieval.index_table import IndexInfo, create_table
 
 _CHUNK = 20_000
@@ -70,6 +71,7 @@ def _batches(vectors: np.ndarray, info: IndexInfo, tokens: int) -> Iterator[pa.R
             "token_count": np.full(count, tokens, dtype=np.int32),
             "states": [pool[offset : offset + state_bytes] for offset in offsets],
         }
+        columns["crc32"] = row_checksums(chunk, columns["preview"], columns["states"])
         yield pa.RecordBatch.from_pydict(columns, schema=info.schema())
 
 

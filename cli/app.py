@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
     from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
 
+_HUB_TIMEOUT = 10.0  # seconds
+
 
 class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
@@ -59,21 +61,50 @@ def load_model(name: str) -> tuple[SpeechImageRetrievalModel, SpeechImageRetriev
 
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise ValueError(f"{name} holds no model: there is no config.json in it.")
+    offline = not Path(name).is_dir() and not _hub_answers(name)
     try:
-        model_type = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+        model_type = PreTrainedConfig.get_config_dict(name, local_files_only=offline)[0].get("model_type")
         if model_type != SpeechImageRetrievalConfig.model_type:
             raise ValueError(
                 f"{name} is a model of type {model_type!r}, not {SpeechImageRetrievalConfig.model_type!r}."
             )
-        model, loading = SpeechImageRetrievalModel.from_pretrained(name, output_loading_info=True)
-        processor = SpeechImageRetrievalProcessor.from_pretrained(name)
+        model, loading = SpeechImageRetrievalModel.from_pretrained(
+            name, output_loading_info=True, local_files_only=offline
+        )
+        processor = SpeechImageRetrievalProcessor.from_pretrained(name, local_files_only=offline)
     except OSError as error:
-        raise ValueError(f"The model {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+        where = "" if Path(name).is_dir() else ", which is no folder here,"
+        raise ValueError(f"The model {name}{where} cannot be loaded: {str(error).splitlines()[0]}") from error
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
         raise ValueError(f"{name} lacks {len(missing)} of the model's weights, {missing[0]} first.")
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     return model.to(device), processor
+
+
+def _hub_answers(name: str) -> bool:
+    """Asked once: loading alone would ask for half a minute before it looks among what was downloaded earlier.
+
+    Raises:
+        ValueError: the name can only be meant as a folder.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+    from huggingface_hub.utils import httpx, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise ValueError(f"There is no folder {name}, and it cannot be the Hub id of a model either.") from None
+    if Path(name).parent != Path() and Path(name).parent.is_dir():
+        raise ValueError(f"There is no folder {name}.")
+    try:
+        HfApi().model_info(name, timeout=_HUB_TIMEOUT)
+    except HfHubHTTPError:  # it refuses; loading says why
+        return True
+    except (httpx.HTTPError, OfflineModeIsEnabled):
+        return False
+    return True
 
 
 def check_picture_name(option: str, out: Path | None) -> None:

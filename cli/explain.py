@@ -25,9 +25,6 @@ def save_explanations(explanations: Sequence[Explanation], out: Path) -> None:
     """Draw them below each other."""
     from ..retrieval.explanation_picture import draw_explanation, stack
 
-    if not explanations:
-        typer.echo("Nothing was found, so there is nothing to explain.")
-        return
     out.parent.mkdir(parents=True, exist_ok=True)
     stack([draw_explanation(explanation) for explanation in explanations]).save(out)
     typer.echo(f"Explained in {out}")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from ..retrieval.update import UpdateReport
 
 _UNREADABLE_SHOWN = 20
+_INTERRUPTED = 130  # the exit code of what Ctrl-C ended
 
 
 @app.command()
@@ -35,8 +39,12 @@ def index(
     ],
     split: Annotated[str, typer.Option(help="Which split of a corpus.")] = "test",
     modality: Annotated[
-        str, typer.Option(help="image: pictures, found by speech; speech: recordings, found by pictures.")
-    ] = "image",
+        str | None,
+        typer.Option(
+            help="image: pictures, found by speech; speech: recordings, found by pictures. Without it what the folder "
+            "holds; of a corpus its pictures.",
+        ),
+    ] = None,
     states: Annotated[
         bool, typer.Option(help="Store token states, so that re-ranking need not read the files again.")
     ] = True,
@@ -48,42 +56,75 @@ def index(
 
     Only new and changed files are encoded. Stop it whenever you like: the next run goes on where it was.
     """
-    if modality not in ("image", "speech"):
+    if modality not in ("image", "speech", None):
         raise ValueError(f"--modality must be image or speech, not {modality!r}.")
     require_lancedb()
     items = _source(source, split, modality)
+    if not len(items):  # reads it: what cannot be indexed must not leave an empty index
+        raise ValueError(f"{items.name} holds nothing to index.")
     from ..retrieval.ann import ROWS_NEEDED
     from ..retrieval.index import SpeechImageIndex
 
     loaded, processor = load_model(model)
-    built = SpeechImageIndex.create(out, loaded, processor, modality, keep_states=states)
-    report = built.update_from(items, batch_size=batch_size, num_workers=num_workers, progress=True)
+    built = SpeechImageIndex.create(out, loaded, processor, items.modality, keep_states=states)
+    try:
+        with _ending_at_the_second_interrupt():
+            report = built.update_from(items, batch_size=batch_size, num_workers=num_workers, progress=True)
+    except KeyboardInterrupt:
+        typer.echo(f"Stopped. {out} keeps {len(built)} rows; the same command goes on from there.", err=True)
+        raise typer.Exit(_INTERRUPTED) from None
     _print_report(report, out, len(built))
+    for held in built.sources():
+        if held.is_there is False:
+            _warn(
+                f"{held.name}, of which {out} holds {held.rows} rows, is gone: sir sources {out} --remove {held.name}"
+            )
+    if not report.added + report.changed + report.unchanged:
+        raise ValueError(f"Nothing of {source} could be indexed.")
     if ann and len(built) < ROWS_NEEDED:
         typer.echo(f"No approximate index: it needs {ROWS_NEEDED} rows, and fewer are searched exactly as fast.")
     elif ann:
         built.build_ann()
 
 
-def _source(source: str, split: str, modality: Modality) -> Source:
-    from ..retrieval.sources import CorpusSource, FolderSource
+@contextmanager
+def _ending_at_the_second_interrupt() -> Iterator[None]:
+    """The first lets what is encoded be written; the second kills the process, which no index minds."""
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _source(source: str, split: str, modality: Modality | None) -> Source:
+    from ..retrieval.sources import CorpusSource, FolderSource, modality_of
 
     folder = Path(source)
     if folder.is_dir() and not (folder / "dataset_dict.json").is_file():
-        return FolderSource(folder, modality)
+        return FolderSource(folder, modality or modality_of(folder))
     rows = load_split(source, split)
     place = str(folder.resolve()) if folder.is_dir() else source
-    return CorpusSource(rows, f"{place}#{split}", modality)
+    return CorpusSource(rows, f"{place}#{split}", modality or "image")
 
 
 def _print_report(report: UpdateReport, out: str, rows: int) -> None:
     for item in report.unreadable[:_UNREADABLE_SHOWN]:
-        typer.secho(f"Not indexed: {item.id}: {item.reason}", fg=typer.colors.YELLOW, err=True)
+        _warn(f"Not indexed: {item.reason if item.id in item.reason else f'{item.id}: {item.reason}'}")
     if len(report.unreadable) > _UNREADABLE_SHOWN:
-        typer.secho(f"... and {len(report.unreadable) - _UNREADABLE_SHOWN} more", fg=typer.colors.YELLOW, err=True)
+        _warn(f"... and {len(report.unreadable) - _UNREADABLE_SHOWN} more")
     encoded = report.added + report.changed
     typer.echo(
         f"{out}: {rows} rows ({report.added} added, {report.changed} changed, {report.unchanged} unchanged, "
         f"{report.deleted} deleted, {len(report.unreadable)} unreadable) in {report.seconds:.1f} s, "
         f"{encoded / max(report.seconds, 1e-9):.1f} a second"
     )
+
+
+def _warn(message: str) -> None:
+    typer.secho(message, fg=typer.colors.YELLOW, err=True)

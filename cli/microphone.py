@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import typer
 
+from ..retrieval.spoken_queries import is_silent
+
 MAX_SECONDS = 30.0
-_QUIETEST = 1e-3  # of full scale, -60 dB: below is a microphone that is muted
 
 
 def record_speech(max_seconds: float = MAX_SECONDS) -> dict[str, Any]:
@@ -31,14 +32,15 @@ def record_speech(max_seconds: float = MAX_SECONDS) -> dict[str, Any]:
     try:
         rate = int(sounddevice.query_devices(kind="input")["default_samplerate"])
         with sounddevice.InputStream(samplerate=rate, channels=1, dtype="float32", callback=keep):
-            typer.echo(f"Speak now; press Enter when you are done (at most {max_seconds:g} seconds).", err=True)
+            until = f"press Enter when you are done (at most {max_seconds:g} seconds)"
+            typer.echo(f"Speak now; {until if _has_terminal() else f'you have {max_seconds:g} seconds'}.", err=True)
             _enter_pressed().wait(max_seconds)
     except sounddevice.PortAudioError as error:
         raise ValueError(
             f"The microphone cannot be used: {error}. Check that one is connected and allowed."
         ) from error
     samples = np.concatenate(blocks) if blocks else np.empty(0, dtype=np.float32)
-    if not len(samples) or np.abs(samples).max() < _QUIETEST:
+    if is_silent(samples):
         raise ValueError("The microphone gave silence. Check that it is the right one and not muted.")
     return {"array": samples[: int(max_seconds * rate)], "sampling_rate": rate}
 
@@ -55,9 +57,13 @@ def _sounddevice() -> Any:
     return sounddevice
 
 
+def _has_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 def _enter_pressed() -> Event:
     pressed = Event()
-    if sys.stdin is None or not sys.stdin.isatty():  # nobody can press it
+    if not _has_terminal():  # nobody can press it
         return pressed
 
     def wait() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -11,7 +12,7 @@ import typer
 
 from ..processing.media import PICTURE_SUFFIXES
 from ..retrieval.index_place import is_index
-from .app import BatchSizeOption, RerankOption, ScoreRuleOption, app, check_picture_name, load_model
+from .app import BatchSizeOption, RerankOption, ScoreRuleOption, app, check_picture_name, load_model, write_json
 from .corpus import load_split
 from .explain import ExplainOption, save_explanations
 from .microphone import MAX_SECONDS, record_speech
@@ -54,7 +55,7 @@ def search(
     model_of_index: Annotated[
         str | None, typer.Option("--model", metavar="MODEL", help="Where the model of an index is now.")
     ] = None,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Also write the results of an index here.")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Also write the results here.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Also draw the results to this picture.")] = None,
     explain: ExplainOption = None,
 ) -> None:
@@ -83,14 +84,21 @@ def search(
             explain=explain,
         )
         return
-    for option, given in {"--where": where, "--model": model_of_index, "--json": json_out}.items():
+    for option, given in {"--where": where, "--model": model_of_index}.items():
         if given:
             raise ValueError(
                 f"{option} is for an index, and {model} is none. Build one: sir index MODEL SOURCE --out DIR"
             )
     if not images_and_queries:
-        raise ValueError(f"{model} is no index. Search pictures with a model: sir search MODEL IMAGES QUERY.wav")
+        raise ValueError(
+            f"There is no index {model}. To search pictures with a model: sir search MODEL IMAGES QUERY.wav"
+        )
     images, *recordings = images_and_queries
+    if not images.is_dir() and not (Path(model) / "config.json").is_file():
+        raise ValueError(
+            f"There is no index {model}. Search one: sir search INDEX QUERY.wav; or search a folder of pictures or a "
+            f"corpus with a model: sir search MODEL IMAGES QUERY.wav, but {images} is no folder."
+        )
     rows = load_split(str(images), "test") if (images / "dataset_dict.json").is_file() else None
     gallery = _folder_gallery(images) if rows is None else _corpus_gallery(rows)
     queries = [_recording_query(path) for path in recordings]
@@ -105,24 +113,29 @@ def search(
     if not queries:
         raise ValueError("There is nothing to search for: give recordings, --mic, or --caption with a corpus.")
     from ..retrieval.search import search_images
+    from ..retrieval.spoken_queries import read_spoken_queries
 
     loaded, processor = load_model(model)
+    query_names = [query.name for query in queries]
     knows_answer = any(query.right is not None for query in queries)
     found = search_images(
         loaded,
         processor,
-        [query.audio for query in queries],
+        read_spoken_queries([query.audio for query in queries], query_names, processor.sampling_rate),
         gallery.images,
         top_k=len(gallery.images) if knows_answer else top_k,
         rerank_top_k=rerank_top_k,
         score_rule=score_rule,
         batch_size=batch_size,
-        query_names=[query.name for query in queries],
+        query_names=query_names,
         image_names=gallery.names,
         progress=True,
     )
     for query, results in zip(queries, found, strict=True):
         _print_results(query, results, gallery, top_k)
+    if json_out:
+        answers = [_as_json(*pair, gallery, top_k) for pair in zip(queries, found, strict=True)]
+        write_json({"model": model, "images": str(images), "queries": answers}, json_out)
     if sheet:
         _draw_sheet(queries, found, gallery, top_k, processor.sampling_rate, sheet)
         typer.echo(f"Drawn to {sheet}")
@@ -175,7 +188,7 @@ def _recording_query(path: Path) -> _Query:
             f"{path} is a picture; queries are recordings. How well pictures find their descriptions, `sir evaluate` "
             "measures."
         )
-    return _Query(path, path.name)
+    return _Query(path, str(path), path.name)
 
 
 def _caption_queries(rows: Dataset, gallery: _Gallery, captions: Sequence[str], seed: int) -> list[_Query]:
@@ -243,6 +256,12 @@ def _print_results(query: _Query, results: Sequence[SearchResult], gallery: _Gal
     if query.right is not None:
         rank = _rank_of_right(query, results)
         console.print(f"The right picture is at rank {rank} of {len(gallery.images)}.", highlight=False)
+
+
+def _as_json(query: _Query, results: Sequence[SearchResult], gallery: _Gallery, top_k: int) -> dict[str, Any]:
+    rows = [{"name": gallery.names[result.image], **asdict(result)} for result in results[:top_k]]
+    rank = {} if query.right is None else {"rank_of_right": _rank_of_right(query, results)}
+    return {"query": query.name, **rank, "results": rows}
 
 
 def _draw_sheet(

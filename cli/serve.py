@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .app import RerankOption, ScoreRuleOption, app, load_model
-from .search_index import require_lancedb
+from .app import RerankOption, ScoreRuleOption, app
+from .search_index import load_model_of, require_lancedb
 
 
 @app.command("app")
@@ -45,7 +45,7 @@ def serve(
                 f"{indexes[0]} was made with the model {infos[0].model_name}, and {uri} with {info.model_name}. One "
                 "page has one model: serve them on two ports."
             )
-    loaded, processor = load_model(model or infos[0].model_name)
+    loaded, processor = load_model_of(indexes[0], infos[0], model)
     from ..app.answers import Answering
     from ..app.serving import serve as serve_page
     from ..app.uploads import UploadLimits

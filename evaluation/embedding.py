@@ -220,7 +220,9 @@ def read_batch(
             try:
                 processor(**{modality: [item]}, return_tensors="pt")
             except ValueError as error:
-                raise ValueError(f"{modality} {name}: {error}") from error
+                said = str(error).removeprefix(f"{modality}[0]: ")
+                names_itself = isinstance(item, str | Path) and str(item) in said
+                raise ValueError(said if names_itself else f"{modality} {name}: {said}") from error
         raise
 
 

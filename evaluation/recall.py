@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 RECALL_CUTOFFS = (1, 5, 10)
+_CHANCE_DECIMALS = 6  # of a per cent; what follows is the error of the sums
 
 
 def ranks_of_relevant(scores: Tensor, relevant: Tensor) -> Tensor:
@@ -70,7 +71,8 @@ def chance_recall(relevant: Tensor) -> dict[str, float]:
     irrelevant = candidates - relevant.sum(dim=1, keepdim=True)
     drawn = torch.arange(min(max(RECALL_CUTOFFS), candidates))
     misses = ((irrelevant - drawn).clamp(min=0).double() / (candidates - drawn)).cumprod(dim=1)
-    return {f"R@{k}": 100 * (1 - misses[:, min(k, candidates) - 1]).mean().item() for k in RECALL_CUTOFFS}
+    chances = {f"R@{k}": 100 * (1 - misses[:, min(k, candidates) - 1]).mean().item() for k in RECALL_CUTOFFS}
+    return {name: round(chance, _CHANCE_DECIMALS) for name, chance in chances.items()}
 
 
 def refuse_nan(scores: Tensor, what: str, axes: tuple[str, ...]) -> None:

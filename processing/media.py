@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import soundfile
 import soxr
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 PICTURE_SUFFIXES = frozenset((".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 """Names of files that are taken for pictures where a folder is searched for them."""
@@ -19,9 +19,17 @@ PICTURE_SUFFIXES = frozenset((".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", 
 RECORDING_SUFFIXES = frozenset((".aif", ".aiff", ".au", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav"))
 """The same of recordings."""
 
+# What Pillow's decoders raise on damaged files: AVIF's a RuntimeError, ICNS' a bomb inside.
+_UNDECODABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    RuntimeError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
 # A picture of this many pixels needs about 0.5 GB while it is decoded; more is a decompression bomb or a mistake.
-# What Pillow's decoders raise on damaged files: AVIF's a RuntimeError.
-_UNDECODABLE = (OSError, ValueError, SyntaxError, RuntimeError, EOFError, struct.error)
 MAX_PIXELS = 120_000_000
 
 
@@ -100,10 +108,19 @@ def _decode(source: str | Path | bytes) -> tuple[np.ndarray, int, str]:
         stream = io.BytesIO(source) if isinstance(source, bytes) else str(source)
         samples, rate = soundfile.read(stream, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
-        raise MediaError(f"{name} cannot be decoded as audio: {error}") from error
+        raise MediaError(f"{name} cannot be decoded as audio: {_reason(error)}") from error
     except (ValueError, MemoryError) as error:  # what libsndfile takes an unknown number of samples for
         raise MediaError(f"{name} does not say how long it is. Write it again, to a file and not a pipe.") from error
     return samples, rate, name
+
+
+def _reason(error: Exception) -> str:
+    """What a decoder says, without the file's name."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no known format"
+    if isinstance(error, soundfile.LibsndfileError):
+        return error.error_string
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _as_float(samples: np.ndarray) -> np.ndarray:
@@ -132,7 +149,7 @@ def _decode_image(source: str | Path | bytes) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise MediaError(f"{name} has too many pixels: {error}") from error
     except _UNDECODABLE as error:
-        raise MediaError(f"{name} cannot be decoded as an image: {error}") from error
+        raise MediaError(f"{name} cannot be decoded as an image: {_reason(error)}") from error
     with image:
         return _checked_rgb(image, name)
 
@@ -143,7 +160,7 @@ def _checked_rgb(image: Image.Image, name: str) -> Image.Image:
     try:
         return _to_rgb(image)
     except _UNDECODABLE as error:
-        raise MediaError(f"{name} cannot be decoded as an image: {error}") from error
+        raise MediaError(f"{name} cannot be decoded as an image: {_reason(error)}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""A picture of search results: a row for each spoken query, with its waveform and the pictures that it found."""
+"""A picture of search results: a row for each query, with what it found: pictures, or recordings as waveforms."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ INK, FADED, WAVE, RIGHT = "#1d2330", "#6b7385", "#4263c7", "#1f9d57"
 
 @dataclass(frozen=True)
 class SheetResult:
-    """A picture that a query found; results are given in their final order.
+    """What a query found; results are given in their final order.
 
     Attributes:
+        image: a picture, or a recording as :func:`waveform_image`.
         caption: its text or name.
         coarse_rank: from 1. matching_score: None if it was not re-ranked.
         right: whether it is the picture that the query describes, which frames it.
@@ -41,16 +42,16 @@ class SheetResult:
 
 @dataclass(frozen=True)
 class SheetQuery:
-    """A spoken query and what it found.
+    """A query and what it found.
 
     Attributes:
         title: the spoken text, or the file's name where it is not known.
-        samples: (samples,) mono waveform at `sampling_rate` Hz.
+        asked: (samples,) mono waveform at `sampling_rate` Hz, or a picture.
         note: a smaller line below, for instance the speaker.
     """
 
     title: str
-    samples: np.ndarray
+    asked: np.ndarray | Image.Image
     sampling_rate: int
     results: Sequence[SheetResult]
     note: str = ""
@@ -75,7 +76,7 @@ def draw_contact_sheet(queries: Sequence[SheetQuery]) -> Image.Image:
         top = MARGIN + number * (ROW + MARGIN)
         if number:
             draw.line([(MARGIN, top - MARGIN // 2), (width - MARGIN, top - MARGIN // 2)], fill=LINE_COLOUR)
-        _draw_query(draw, query, MARGIN, top)
+        _draw_query(sheet, draw, query, MARGIN, top)
         for rank, result in enumerate(query.results, start=1):
             left = MARGIN + QUERY_WIDTH + GAP + (rank - 1) * (THUMBNAIL + GAP)
             _draw_result(sheet, draw, result, rank, left, top)
@@ -91,6 +92,13 @@ def waveform_peaks(samples: np.ndarray, columns: int) -> np.ndarray:
     ends = np.maximum(np.ceil(edges[1:]).astype(int), starts + 1)
     peaks = np.array([np.abs(samples[start:end]).max() for start, end in zip(starts, ends, strict=True)])
     return peaks / max(peaks.max(), np.finfo(np.float32).tiny)
+
+
+def waveform_image(samples: np.ndarray) -> Image.Image:
+    """A recording, (samples,), as a result of a sheet."""
+    image = Image.new("RGB", (THUMBNAIL, THUMBNAIL), CARD)
+    _draw_waveform(ImageDraw.Draw(image), samples, 8, 8, THUMBNAIL - 16, THUMBNAIL - 8)
+    return image
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
@@ -116,7 +124,7 @@ def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     return f"{text.rstrip()}…"
 
 
-def _draw_query(draw: ImageDraw.ImageDraw, query: SheetQuery, left: int, top: int) -> None:
+def _draw_query(sheet: Image.Image, draw: ImageDraw.ImageDraw, query: SheetQuery, left: int, top: int) -> None:
     title, small = ImageFont.load_default(21), ImageFont.load_default(13)
     inner = QUERY_WIDTH - 2 * GAP
     draw.rounded_rectangle([left, top, left + QUERY_WIDTH, top + ROW], radius=10, fill=CARD)
@@ -129,9 +137,13 @@ def _draw_query(draw: ImageDraw.ImageDraw, query: SheetQuery, left: int, top: in
         bottom -= LINE
         draw.text((left + GAP, bottom), line, font=small, fill=FADED)
     bottom -= LINE + 4
-    duration = f"{len(query.samples) / query.sampling_rate:.1f} s"
+    if isinstance(query.asked, Image.Image):
+        picture = ImageOps.contain(query.asked.convert("RGB"), (inner, bottom - y - 8), Image.Resampling.LANCZOS)
+        sheet.paste(picture, (left + GAP, bottom - picture.height))
+        return
+    duration = f"{len(query.asked) / query.sampling_rate:.1f} s"
     draw.text((left + GAP, bottom), duration, font=small, fill=FADED)
-    _draw_waveform(draw, query.samples, left + GAP, top + 140, inner, bottom - 10)
+    _draw_waveform(draw, query.asked, left + GAP, top + 140, inner, bottom - 10)
 
 
 def _draw_waveform(

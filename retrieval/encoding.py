@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..evaluation.embedding import inference, inputs_for
 from ..evaluation.states import PackedStates
 from ..processing.media import load_image, load_speech
+from .checksums import COLUMN, row_checksums
 from .previews import flac, thumbnail
 from .sources import Item, Modality
 
@@ -170,6 +171,7 @@ def _encode(
     if "states" in schema.names:
         columns["token_count"] = states.lengths.numpy().astype(np.int32)
         columns["states"] = _stored(states, prepared.items)
+    columns[COLUMN] = row_checksums(embeddings.numpy(), prepared.previews, columns.get("states"))
     return EncodedBatch(pa.table(columns, schema=schema), prepared.unreadable)
 
 

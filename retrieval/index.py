@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,30 @@ from torch import Tensor, nn
 from ..evaluation.model_identity import model_identity, model_name
 from ..evaluation.reranking import ScoreRule
 from .ann import ann_config
+from .checksums import COLUMN as CHECKSUM
+from .checksums import damaged_rows
+from .compaction import compact
 from .explain_row import explain_row
 from .explanation import Explanation
+from .held_sources import HeldSource, held_sources
 from .index_search import Found, check_filter, encode_queries, search_table
-from .index_table import IndexInfo, IndexProblem, create_table, damage_explained, open_table, read_info
+from .index_table import (
+    IndexInfo,
+    IndexProblem,
+    create_table,
+    damage_explained,
+    one_of,
+    open_table,
+    read_info,
+    store_model_name,
+    writing,
+)
 from .search import check_options
 from .sources import PLURAL, Item, Modality, Source
 from .update import Update, UpdateReport
 
 _QUERIES_AT_A_TIME = 16  # bounds the token states in memory: 16 x 32 candidates of BLIP-2 are 0.2 GB
+_CHECKED_AT_A_TIME = 64  # rows; token states of a large vision transformer are a megabyte each
 
 
 class SpeechImageIndex:
@@ -122,7 +138,8 @@ class SpeechImageIndex:
     ) -> UpdateReport:
         """Make the index agree with a source: encode what is new or changed, delete what is gone from it.
 
-        Rows of other sources are left alone. Memory does not grow with the gallery, except by 17 bytes a row.
+        Rows of other sources are left alone. Where the model was loaded from is stored, for it may have moved. Memory
+        does not grow with the gallery, except by 17 bytes a row.
 
         Args:
             batch_size: pictures or recordings encoded at a time.
@@ -139,6 +156,43 @@ class SpeechImageIndex:
                 f"{PLURAL[source.modality]}. Use another index for them."
             )
         return self._update().agree(source, batch_size=batch_size, num_workers=num_workers, progress=progress)
+
+    def sources(self) -> list[HeldSource]:
+        """What the index holds of which source, by name, and whether the source is still there."""
+        return held_sources(self.rows(("source", "id", "path")))
+
+    def remove(self, source: str) -> int:
+        """Delete all rows of a source, and say how many they were. It needs no model.
+
+        Args:
+            source: the name of one of :meth:`sources`.
+
+        Raises:
+            ValueError: the index holds nothing of it.
+        """
+        with writing(self.uri), damage_explained(self.uri):
+            self._table.checkout_latest()
+            deleted = self._table.delete(one_of("source", [source])).num_deleted_rows
+        if not deleted:
+            names = ", ".join(held.name for held in self.sources()) or "none, for it is empty"
+            raise ValueError(f"{self.uri} holds nothing of {source}. Its sources: {names}.")
+        compact(self.uri, self._table, however_few=True)
+        return deleted
+
+    def check(self) -> list[str]:
+        """Read every row and compare it with its checksum.
+
+        Returns:
+            The ids of rows whose embedding, preview or token states are not what was written.
+
+        Raises:
+            IndexProblem: a data file cannot be read at all.
+        """
+        self._table.checkout_latest()
+        wanted = ("id", "preview", "embedding", "states", CHECKSUM)
+        query = self._table.search().select([name for name in wanted if name in self._table.schema.names])
+        with damage_explained(self.uri):
+            return damaged_rows(query.to_batches(_CHECKED_AT_A_TIME))
 
     def search(
         self,
@@ -215,7 +269,12 @@ class SpeechImageIndex:
             self._table.create_index("embedding", config=config, replace=True)
 
     def _update(self) -> Update:
-        return Update(self.uri, self._table, self.info, *self._needed_model())
+        model, processor = self._needed_model()
+        name = model_name(model)
+        if model.config._name_or_path and name != self.info.model_name:
+            store_model_name(self.uri, self._table, name)
+            self.info = replace(self.info, model_name=name)
+        return Update(self.uri, self._table, self.info, model, processor)
 
     def _needed_model(self) -> tuple[nn.Module, Callable[..., Mapping[str, Tensor]]]:
         if self._model is None or self._processor is None:
@@ -229,8 +288,10 @@ class SpeechImageIndex:
         if processor is None:
             raise ValueError("A model needs its processor: pass processor=... too.")
         if model_identity(model, processor) != self.info.model_digest:
+            made_with = Path(self.info.model_name)
+            gone = ", which is not there any more" if made_with.is_absolute() and not made_with.is_dir() else ""
             raise IndexProblem(
-                f"{self.uri} was made with the model {self.info.model_name}, and {model_name(model)} differs from it "
+                f"{self.uri} was made with the model {made_with}{gone}, and {model_name(model)} differs from it "
                 "in weights, type, configuration or preprocessing, so their embeddings cannot be compared. Use that "
                 "model, or build another index."
             )

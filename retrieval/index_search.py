@@ -6,28 +6,25 @@ The order is that of :func:`.search.search_encoded` on the same gallery.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lancedb
-import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
 from ..evaluation import EncodedImages, EncodedSpeech, PackedStates, encode_images, encode_speech, score_pairs
-from ..evaluation.embedding import read_batch
 from ..evaluation.recall import refuse_nan
 from ..evaluation.reranking import ScoreRule, sic_temperature
-from ..evaluation.states import join
 from .ann import REFINE, probes
-from .encoding import encode_inputs
-from .index_table import IndexInfo, IndexProblem
-from .sources import Modality, is_unchanged
+from .candidate_states import candidate_states
+from .index_table import IndexInfo
+from .sources import Modality
+from .spoken_queries import read_spoken_queries
 
 _SHOWN = ("id", "name", "source", "path", "text", "speaker", "language", "preview")
-_RECOMPUTED_AT_A_TIME = 32
+_NOT_TO_FILTER_BY = ("preview", "embedding", "token_count", "states", "crc32")
 _EXACT_UP_TO = 100_000  # rows that a filter leaves
 
 
@@ -50,10 +47,15 @@ class Found:
     text: str | None
     speaker: str | None
     language: str | None
-    preview: bytes
+    preview: bytes = field(repr=False)
     coarse_score: float
     coarse_rank: int
     matching_score: float | None
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether its file is not there any more."""
+        return self.path is not None and not Path(self.path).exists()
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,14 @@ def encode_queries(
     names: Sequence[str] | None,
     keep_states: bool,
 ) -> EncodedSpeech | EncodedImages:
-    """Queries of the other modality than the gallery's."""
+    """Queries of the other modality than the gallery's.
+
+    Raises:
+        ValueError: one cannot be read, or is silent.
+    """
     if gallery == "speech":
         return encode_images(model, processor, queries, names=names, keep_states=keep_states)
+    queries = read_spoken_queries(queries, names, processor.sampling_rate)
     as_given = [0.0] * len(queries)  # few enough that sorting them by length would save nothing
     return encode_speech(model, processor, queries, names=names, keep_states=keep_states, lengths=as_given)
 
@@ -91,7 +98,7 @@ def check_filter(table: lancedb.table.Table, where: str) -> None:
     try:
         table.search().where(where).select(["id"]).explain_plan()
     except (ValueError, RuntimeError) as error:
-        columns = ", ".join(name for name in table.schema.names if name not in ("preview", "embedding", "states"))
+        columns = ", ".join(name for name in table.schema.names if name not in _NOT_TO_FILTER_BY)
         raise ValueError(
             f"The filter {where!r} cannot be used: {str(error).splitlines()[0]} Write it in SQL, for instance "
             f"\"language = 'en' AND text LIKE '%dog%'\". Columns: {columns}."
@@ -129,7 +136,7 @@ def search_table(
                 **shown[found.rows[place]],
                 coarse_score=float(found.coarse[place]),
                 coarse_rank=place + 1,
-                matching_score=float(scores[place]) if place < len(scores) else None,
+                matching_score=_matching_score(scores, place),
             )
             for place in order
         ]
@@ -171,10 +178,16 @@ def _nearest(
 
 def _order(coarse: Tensor, matching: Tensor, score_rule: ScoreRule, model: nn.Module) -> list[int]:
     """Places among the candidates, the best first: the re-ranked by their score, then the others as they were."""
-    fine = matching
-    if score_rule == "sim+sic" and len(matching):
-        fine = matching + coarse[: len(matching)] / sic_temperature(model, None)
-    return fine.argsort(descending=True, stable=True).tolist() + list(range(len(matching), len(coarse)))
+    reranked = (~matching.isnan()).nonzero()[:, 0]
+    fine = matching[reranked]
+    if score_rule == "sim+sic" and len(fine):
+        fine = fine + coarse[reranked] / sic_temperature(model, None)
+    first = reranked[fine.argsort(descending=True, stable=True)].tolist()
+    return first + sorted(set(range(len(coarse))) - set(first))
+
+
+def _matching_score(matching: Tensor, place: int) -> float | None:
+    return None if place >= len(matching) or matching[place].isnan() else float(matching[place])
 
 
 def _shown(table: lancedb.table.Table, rows: list[int]) -> dict[int, dict[str, Any]]:
@@ -192,59 +205,21 @@ def _matching_scores(
     queries: EncodedSpeech | EncodedImages,
     candidates: list[list[int]],
 ) -> list[Tensor]:
-    """Matching logits of each query with its candidates; every candidate's states are read once for all queries."""
-    rows = sorted({row for of_query in candidates for row in of_query})
-    if not rows:
-        return [torch.empty(0) for _ in candidates]
-    place_of, states = _states(table, info, model, processor, rows)
-    query = torch.tensor([query for query, of_query in enumerate(candidates) for _ in of_query])
-    candidate = torch.tensor([place_of[row] for of_query in candidates for row in of_query])
-    if info.modality == "image":
-        scores = score_pairs(model, queries.states, _unpacked(states), query, candidate)
-    else:
-        scores = score_pairs(model, states, queries.states, candidate, query)
-    return list(scores.split([len(of_query) for of_query in candidates]))
-
-
-def _states(
-    table: lancedb.table.Table,
-    info: IndexInfo,
-    model: nn.Module,
-    processor: Callable[..., Mapping[str, Tensor]],
-    rows: list[int],
-) -> tuple[dict[int, int], PackedStates]:
-    """Token states of rows of the table, and the place of each row among them."""
-    columns = ["token_count", "states"] if info.keep_states else ["id", "path", "fingerprint"]
-    taken = table.take_row_ids(rows).select(columns).with_row_id().to_arrow()
-    places = {row: place for place, row in enumerate(taken["_rowid"].to_pylist())}
-    return places, (_stored_states(taken, info) if info.keep_states else _recomputed(taken, info, model, processor))
-
-
-def _stored_states(taken: pa.Table, info: IndexInfo) -> PackedStates:
-    values = bytearray().join(taken["states"].to_pylist())
-    tokens = torch.from_numpy(np.frombuffer(values, dtype=np.float16)).view(-1, info.width)
-    return PackedStates.from_tokens(tokens, torch.from_numpy(taken["token_count"].to_numpy().astype(np.int64)))
-
-
-def _recomputed(
-    taken: pa.Table, info: IndexInfo, model: nn.Module, processor: Callable[..., Mapping[str, Tensor]]
-) -> PackedStates:
-    argument = "images" if info.modality == "image" else "audio"
-    files = list(zip(taken["id"].to_pylist(), taken["path"].to_pylist(), strict=True))
-    for (item_id, path), fingerprint in zip(files, taken["fingerprint"].to_pylist(), strict=True):
-        if path is None or not is_unchanged(Path(path), fingerprint):
-            lack = "is embedded in its corpus" if path is None else "is gone or was changed since: update the index"
-            raise IndexProblem(
-                f"Re-ranking needs token states, which this index does not keep, and the file of {item_id} {lack}. "
-                "Index again with states, or set rerank_top_k=0."
-            )
-    tokens, lengths = [], []
-    for start in range(0, len(files), _RECOMPUTED_AT_A_TIME):
-        inputs = read_batch(processor, argument, files[start : start + _RECOMPUTED_AT_A_TIME])
-        _, states = encode_inputs(model, inputs, info.modality)
-        tokens.append(states.tokens)
-        lengths.append(states.lengths)
-    return PackedStates.from_tokens(join(tokens), join(lengths))
+    """Matching logits of each query with its candidates, NaN for those that have no states; every candidate's states
+    are read once for all queries."""
+    pairs = [(query, row) for query, of_query in enumerate(candidates) for row in of_query]
+    matching = torch.full((len(pairs),), torch.nan)
+    rows = sorted({row for _, row in pairs})
+    place_of, states = candidate_states(table, info, model, processor, rows) if rows else ({}, None)
+    if states is not None:
+        scored = torch.tensor([at for at, (_, row) in enumerate(pairs) if row in place_of])
+        query = torch.tensor([pairs[at][0] for at in scored])
+        candidate = torch.tensor([place_of[pairs[at][1]] for at in scored])
+        if info.modality == "image":
+            matching[scored] = score_pairs(model, queries.states, _unpacked(states), query, candidate)
+        else:
+            matching[scored] = score_pairs(model, states, queries.states, candidate, query)
+    return list(matching.split([len(of_query) for of_query in candidates]))
 
 
 def _unpacked(states: PackedStates) -> Tensor:

@@ -13,11 +13,13 @@ import lancedb
 import pyarrow as pa
 from filelock import FileLock
 
+from .checksums import COLUMN as CHECKSUM
 from .index_place import TABLE, is_index, local_folder
 from .sources import Modality
 
-FORMAT = 4
+FORMAT = 5
 _METADATA = b"speech_image_index"
+_MOVED_MODEL = "speech_image_index:model_name"  # in the metadata of `embedding`, for those of a table are fixed
 # Makes LanceDB see that two writers at once insert the same ids, and repeat one of the writes as an update.
 _KEY = {"lance-schema:unenforced-primary-key": "true"}
 _MAGIC = b"LANC"  # how every data file of LanceDB ends
@@ -53,7 +55,8 @@ class IndexInfo:
         """Columns of the table.
 
         `preview` is what a result shows: a JPEG of at most 256 pixels a side, or the whole recording as FLAC.
-        `embedding` has unit length, `states` is (token_count, width) float16.
+        `embedding` has unit length, `states` is (token_count, width) float16, `crc32` is of the bytes
+        of these three.
         """
         fields = [
             pa.field("id", pa.string(), nullable=False, metadata=_KEY),
@@ -66,6 +69,7 @@ class IndexInfo:
             pa.field("language", pa.string()),
             pa.field("preview", pa.binary(), nullable=False),
             pa.field("embedding", pa.list_(pa.float32(), self.projection_dim), nullable=False),
+            pa.field(CHECKSUM, pa.int64(), nullable=False),
         ]
         if self.keep_states:
             fields += [
@@ -126,10 +130,20 @@ def read_info(uri: str, table: lancedb.table.Table) -> IndexInfo:
     fields = json.loads(stated)
     if fields["format"] != FORMAT:
         raise IndexProblem(
-            f"{uri} is an index of format {fields['format']}; this version reads format {FORMAT}. Build it again: "
-            f"sir index MODEL SOURCE --out DIR"
+            f"{uri} is an index of format {fields['format']}, and this version reads format {FORMAT}. Delete it, or "
+            "choose another folder, and build it again: sir index MODEL SOURCE --out DIR"
         )
+    moved_to = (table.schema.field("embedding").metadata or {}).get(_MOVED_MODEL.encode())
+    if moved_to is not None:
+        fields["model_name"] = moved_to.decode()
     return IndexInfo(**fields)
+
+
+def store_model_name(uri: str, table: lancedb.table.Table, name: str) -> None:
+    """Where the model is now, which :func:`read_info` says from then on."""
+    with writing(uri), damage_explained(uri):
+        table.checkout_latest()
+        table.update_field_metadata({"path": "embedding", "metadata": {_MOVED_MODEL: name}})
 
 
 def writing(uri: str) -> AbstractContextManager:

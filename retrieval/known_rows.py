@@ -38,10 +38,11 @@ class KnownRows:
         if place is not None:
             self._seen[place] = False
 
-    def gone(self, ids: Sequence[str]) -> list[str]:
-        """Those ids that were stored when the update began and were not seen since."""
-        places = [(item_id, self._place(item_id)) for item_id in ids]
-        return [item_id for item_id, place in places if place is not None and not self._seen[place]]
+    def gone(self, ids: Sequence[str], fingerprints: Sequence[str]) -> list[int]:
+        """Places of those rows that were stored just so when the update began and were not seen since."""
+        places = [self._place(item_id) for item_id in ids]
+        unseen = [at for at, place in enumerate(places) if place is not None and not self._seen[place]]
+        return [at for at in unseen if self._fingerprints[places[at]] == _hash(fingerprints[at])]
 
     def _place(self, item_id: str) -> int | None:
         hashed = np.uint64(_hash(item_id))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -48,11 +49,16 @@ class Item(NamedTuple):
 
 
 class Source(Protocol):
-    """Items of one modality. `name` is the same at every update; rows of that name which are not among the items any
-    more are deleted. `len` is what the progress is measured by."""
+    """Items of one modality. `len` is what the progress is measured by.
+
+    Attributes:
+        name: the same at every update; rows of that name which are not among the items any more are deleted.
+        folder: whose files are the items, with their paths as ids; None where items have ids of their own.
+    """
 
     name: str
     modality: Modality
+    folder: Path | None
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Item]: ...
@@ -67,9 +73,9 @@ class FolderSource:
     """
 
     def __init__(self, folder: str | Path, modality: Modality):
-        self._folder = Path(folder).resolve()
-        self.name, self.modality = str(self._folder), modality
-        if not self._folder.is_dir():
+        self.folder, self.modality = Path(folder).resolve(), modality
+        self.name = str(self.folder)
+        if not self.folder.is_dir():
             raise ValueError(f"There is no folder {folder}.")
 
     def __len__(self) -> int:
@@ -78,7 +84,7 @@ class FolderSource:
             kinds = ", ".join(sorted(SUFFIXES[self.modality]))
             other: Modality = "speech" if self.modality == "image" else "image"
             hint = f" It holds {PLURAL[other]}: --modality {other}" if any(self._files(other)) else ""
-            raise ValueError(f"{self._folder} holds no {PLURAL[self.modality]} ({kinds}).{hint}")
+            raise ValueError(f"{self.folder} holds no {PLURAL[self.modality]} ({kinds}).{hint}")
         return count
 
     def __iter__(self) -> Iterator[Item]:
@@ -89,15 +95,39 @@ class FolderSource:
                 fingerprint, size = "missing", 0
             else:
                 fingerprint, size = file_fingerprint(status), status.st_size
-            name = path.relative_to(self._folder).as_posix()
+            name = path.relative_to(self.folder).as_posix()
             yield Item(str(path), self.name, name, path, fingerprint, size, str(path))
 
     def _files(self, modality: Modality) -> Iterator[Path]:
-        for folder, subfolders, files in os.walk(self._folder, onerror=_raise):
-            subfolders.sort()
-            for name in sorted(files):
-                if Path(name).suffix.lower() in SUFFIXES[modality]:
-                    yield Path(folder, name)
+        return (path for path in _files(self.folder) if path.suffix.lower() in SUFFIXES[modality])
+
+
+def modality_of(folder: Path) -> Modality:
+    """What a folder tree holds, pictures or recordings.
+
+    Raises:
+        ValueError: it holds both, or neither.
+    """
+    suffixes = Counter(path.suffix.lower() for path in _files(folder))
+    counts = {modality: sum(suffixes[suffix] for suffix in SUFFIXES[modality]) for modality in SUFFIXES}
+    held = [modality for modality, count in counts.items() if count]
+    if not held:
+        raise ValueError(
+            f"{folder} holds neither pictures ({', '.join(sorted(PICTURE_SUFFIXES))}) nor recordings "
+            f"({', '.join(sorted(RECORDING_SUFFIXES))})."
+        )
+    if len(held) > 1:
+        raise ValueError(
+            f"{folder} holds both: pictures ({counts['image']}) and recordings ({counts['speech']}). An index has one "
+            "kind: choose with --modality image or --modality speech."
+        )
+    return held[0]
+
+
+def _files(tree: Path) -> Iterator[Path]:
+    for folder, subfolders, files in os.walk(tree, onerror=_raise):
+        subfolders.sort()
+        yield from (Path(folder, name) for name in sorted(files))
 
 
 def _raise(error: OSError) -> None:
@@ -116,6 +146,8 @@ class CorpusSource:
         split: rows of :mod:`..corpora.schema`. name: what tells this split from all others, for instance
             `org/name#test`.
     """
+
+    folder = None
 
     def __init__(self, split: Dataset, name: str, modality: Modality):
         self.name, self.modality = name, modality

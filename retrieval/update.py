@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 
 import lancedb
@@ -13,7 +12,9 @@ import pyarrow as pa
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from .compaction import compact
 from .encoding import Unreadable, encode_items
+from .held_sources import held_folders
 from .index_table import IndexInfo, IndexProblem, damage_explained, one_of, writing
 from .known_rows import KnownRows
 from .sources import PLURAL, Item, Source
@@ -21,10 +22,6 @@ from .sources import PLURAL, Item, Source
 _BYTES_PER_WRITE = 64 << 20
 _SECONDS_PER_WRITE = 30.0  # what a killed update loses at most
 _DELETED_AT_A_TIME = 500
-_SMALL_FRAGMENTS = 16  # fewer are searched as fast, and compaction rewrites token states
-_CORPUS_SPLIT = "#"  # between a corpus and its split in the name of a source
-_PREEMPTED = "Retryable commit conflict"
-_OLD_VERSIONS_KEPT = timedelta(minutes=5)  # no search that began before a compaction takes longer
 
 
 @dataclass
@@ -60,7 +57,7 @@ class Update:
         began = time.monotonic()
         total = len(items) if hasattr(items, "__len__") else None
         self._encode_and_write(items, total, self._known_rows(None), **options)
-        self._compact()
+        compact(self._uri, self._table)
         self.report.seconds = time.monotonic() - began
         return self.report
 
@@ -68,7 +65,7 @@ class Update:
         """The same, then delete what the source had and has not any more."""
         began = time.monotonic()
         total = len(source)  # first: a source that cannot be read at all must not look empty
-        self._refuse_nested(source.name)
+        self._refuse_nested(source.folder)
         of_source = one_of("source", [source.name])
         known = self._known_rows(of_source)
         self._encode_and_write(source, total, known, **options)
@@ -76,20 +73,19 @@ class Update:
             if not item.unread:
                 known.unsee(item.id)
         self._delete_gone(known, of_source)
-        self._compact()
+        compact(self._uri, self._table)
         self.report.seconds = time.monotonic() - began
         return self.report
 
-    def _refuse_nested(self, name: str) -> None:
+    def _refuse_nested(self, folder: Path | None) -> None:
         """A file has one row, of one source: two folders that both hold it would take it from each other."""
-        if _CORPUS_SPLIT in Path(name).name:  # rows of a corpus have ids of its own
+        if folder is None:
             return
-        sources = {other for batch in self._rows(["source"], None) for other in batch["source"].unique().to_pylist()}
-        for other in (other for other in sources - {name} if _CORPUS_SPLIT not in Path(other).name):
-            if Path(other) in Path(name).parents or Path(name) in Path(other).parents:
+        for other in held_folders(self._rows(["source", "id", "path"], None)) - {folder}:
+            if other in folder.parents or folder in other.parents:
                 raise IndexProblem(
-                    f"{self._uri} already holds the folder {other}, which shares files with {name}. Update that one, "
-                    "or use another index."
+                    f"{self._uri} already holds the folder {other}, which shares files with {folder}. Update that "
+                    f"one, remove it (sir sources {self._uri} --remove {other}), or use another index."
                 )
 
     def _encode_and_write(
@@ -102,16 +98,20 @@ class Update:
             schema = self._info.schema()
             encoded = encode_items(self._model, self._processor, wanted, schema, self._info.modality, **options)
             pending, written = [], time.monotonic()
-            for batch in encoded:
-                self.report.unreadable += batch.unreadable
-                if batch.rows:
-                    pending.append(batch.rows)
-                bar.advance(task, len(batch.unreadable) + (len(batch.rows) if batch.rows else 0))
-                full = sum(rows.nbytes for rows in pending) >= _BYTES_PER_WRITE
-                if full or time.monotonic() - written > _SECONDS_PER_WRITE:
-                    self._write(pending)
-                    pending, written = [], time.monotonic()
-            self._write(pending)
+            try:
+                for batch in encoded:
+                    self.report.unreadable += batch.unreadable
+                    if batch.rows:
+                        pending.append(batch.rows)
+                    bar.advance(task, len(batch.unreadable) + (len(batch.rows) if batch.rows else 0))
+                    full = sum(rows.nbytes for rows in pending) >= _BYTES_PER_WRITE
+                    if full or time.monotonic() - written > _SECONDS_PER_WRITE:
+                        self._write(pending)
+                        pending, written = [], time.monotonic()
+                self._write(pending)
+            except KeyboardInterrupt:
+                self._write(pending)
+                raise
 
     def _new_or_changed(self, items: Iterable[Item], known: KnownRows, advance: Callable[[], None]) -> Iterator[Item]:
         for item in items:
@@ -140,12 +140,12 @@ class Update:
         return KnownRows((batch["id"].to_pylist(), batch["fingerprint"].to_pylist()) for batch in batches)
 
     def _delete_gone(self, known: KnownRows, of_source: str) -> None:
-        gone = [item_id for batch in self._rows(["id"], of_source) for item_id in known.gone(batch["id"].to_pylist())]
-        for start in range(0, len(gone), _DELETED_AT_A_TIME):
-            with writing(self._uri), damage_explained(self._uri):
-                self._table.checkout_latest()
-                self._table.delete(one_of("id", gone[start : start + _DELETED_AT_A_TIME]))
-        self.report.deleted = len(gone)
+        with writing(self._uri), damage_explained(self._uri):  # reading too: what another writer renews is not gone
+            gone = [row for batch in self._rows(["id", "fingerprint"], of_source) for row in _gone(batch, known)]
+            for start in range(0, len(gone), _DELETED_AT_A_TIME):
+                ids, fingerprints = zip(*gone[start : start + _DELETED_AT_A_TIME], strict=True)
+                unrenewed = f"{one_of('id', ids)} AND {one_of('fingerprint', fingerprints)}"
+                self.report.deleted += self._table.delete(unrenewed).num_deleted_rows
 
     def _rows(self, columns: list[str], where: str | None) -> Iterator[pa.RecordBatch]:
         with damage_explained(self._uri):
@@ -153,18 +153,10 @@ class Update:
             query = self._table.search().select(columns)
             yield from (query if where is None else query.where(where)).to_batches()
 
-    def _compact(self) -> None:
-        """Join the small files of many writes, and take new rows up into the approximate index."""
-        if self._uri.startswith("db://"):  # a server does that itself
-            return
-        with writing(self._uri), damage_explained(self._uri):
-            self._table.checkout_latest()
-            if self._table.stats()["fragment_stats"]["num_small_fragments"] > _SMALL_FRAGMENTS:
-                try:
-                    self._table.optimize(cleanup_older_than=_OLD_VERSIONS_KEPT)
-                except RuntimeError as error:
-                    if _PREEMPTED not in str(error):  # by another writer, where nothing locks: all rows are written
-                        raise
+
+def _gone(batch: pa.RecordBatch, known: KnownRows) -> list[tuple[str, str]]:
+    ids, fingerprints = batch["id"].to_pylist(), batch["fingerprint"].to_pylist()
+    return [(ids[place], fingerprints[place]) for place in known.gone(ids, fingerprints)]
 
 
 def _last_of_each_id(rows: pa.Table) -> pa.Table:

@@ -8,6 +8,7 @@ from zlib import crc32
 import numpy as np
 import pytest
 import soundfile
+from huggingface_hub.utils import httpx
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from speech_image_retrieval.cli import app
@@ -277,6 +278,27 @@ def test_a_folder_without_a_model_and_another_model_are_refused(corpus: Path, tm
     assert "is a model of type 'hubert'" in refused("evaluate", tmp_path, "--corpus", corpus)
 
 
+def test_a_name_that_is_no_model_is_refused_without_waiting_for_the_hub(corpus: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def unreachable(transport, request):
+        asked.append(str(request.url))
+        raise httpx.ConnectError("Name or service not known", request=request)
+
+    monkeypatch.setattr(httpx.HTTPTransport, "handle_request", unreachable)
+    for name in ("./model", "outputs/shapes/model", str(tmp_path / "model")):
+        assert f"There is no folder {name}, and it cannot be the Hub id" in refused(
+            "evaluate", name, "--corpus", corpus
+        )
+    Path("outputs").mkdir()
+    assert "There is no folder outputs/model." in refused("evaluate", "outputs/model", "--corpus", corpus)
+    assert not asked
+    said = refused("evaluate", "org/model", "--corpus", corpus)
+    assert "The model org/model, which is no folder here, cannot be loaded: We couldn't" in said
+    assert sum("org/model" in url for url in asked) == 1
+
+
 def test_a_model_with_missing_weights_is_refused(model: Path, corpus: Path, tmp_path: Path):
     for name in ("config.json", "processor_config.json"):
         (tmp_path / name).write_bytes((model / name).read_bytes())
@@ -294,9 +316,14 @@ def test_search_a_folder_of_pictures(model: Path, spoken_query: Path, tmp_path: 
     for number, name in enumerate(("one.png", "two.PNG", "deep/three.jpg")):
         Image.new("RGB", (20, 10), (80 * number, 0, 0)).save(folder / name)
     (folder / "notes.txt").write_text("no picture", encoding="utf-8")
-    result = sir("search", model, folder, spoken_query, "--sheet", tmp_path / "new" / "sheet.png", "--top-k", 2)
+    outputs = ["--sheet", tmp_path / "new" / "sheet.png", "--json", tmp_path / "new" / "found.json"]
+    result = sir("search", model, folder, spoken_query, *outputs, "--top-k", 2)
     assert result.exit_code == 0, result.output
     assert "query.wav" in result.stdout
+    (of_query,) = json.loads((tmp_path / "new" / "found.json").read_text(encoding="utf-8"))["queries"]
+    assert of_query["query"] == str(spoken_query) and "rank_of_right" not in of_query
+    assert all(found["name"] in result.stdout for found in of_query["results"]) and len(of_query["results"]) == 2
+    assert of_query["results"][0]["matching_score"] >= of_query["results"][1]["matching_score"]
     assert sum(name in result.stdout for name in ("one.png", "two.PNG", "deep/three.jpg")) == 2
     with Image.open(tmp_path / "new" / "sheet.png") as sheet:
         assert sheet.mode == "RGB"
@@ -305,11 +332,14 @@ def test_search_a_folder_of_pictures(model: Path, spoken_query: Path, tmp_path: 
 def test_search_a_corpus_by_its_captions(model: Path, corpus: Path, tmp_path: Path):
     sheet, explained = tmp_path / "sheet.png", tmp_path / "explained.png"
     options = ["--caption", "test-2#0", "--caption", "random", "--caption", "random"]
-    options += ["--sheet", sheet, "--explain", explained]
+    options += ["--sheet", sheet, "--explain", explained, "--json", tmp_path / "found.json"]
     result = sir("search", model, corpus, *options, "--rerank-top-k", 2, "--top-k", 3)
     assert result.exit_code == 0, result.output
     assert "picture 2 of test" in result.stdout
     assert result.stdout.count("The right picture is at rank ") == 3
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["queries"]
+    assert f"The right picture is at rank {found[0]['rank_of_right']} of 4" in result.stdout
+    assert found[0]["query"] == "test-2#0" and [len(of_query["results"]) for of_query in found] == [3, 3, 3]
     assert result.stdout.count(" of 4.") == 3
     assert sheet.is_file() and explained.is_file()
 
@@ -334,5 +364,8 @@ def test_search_refuses(model: Path, corpus: Path, spoken_query: Path, tmp_path:
     assert "none.wav" in refused("search", model, empty, empty / "none.wav")
     assert "a.png is a picture; queries are recordings" in refused("search", model, empty, empty / "a.png")
     assert "score_rule must be" in refused("search", model, empty, spoken_query, "--score-rule", "best")
+    silent = empty / "silent.wav"
+    soundfile.write(silent, np.zeros(RATE), RATE)
+    assert refused("search", model, empty, silent) == f"{silent}: there is no sound in this recording.\n"
     (empty / "b.png").write_bytes(b"no picture")
     assert "b.png" in refused("search", model, empty, spoken_query)

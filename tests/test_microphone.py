@@ -63,10 +63,13 @@ def test_no_more_than_the_model_hears_is_kept(microphone):
 
 
 @pytest.mark.parametrize("stdin", [io.StringIO(""), None])
-def test_without_a_terminal_nobody_has_pressed_enter(microphone, monkeypatch, stdin):
+def test_without_a_terminal_nobody_has_pressed_enter(microphone, monkeypatch, stdin, capsys):
+    record_speech(max_seconds=0.25)
+    assert "press Enter when you are done (at most 0.25 seconds)" in capsys.readouterr().err
     monkeypatch.setattr(sys, "stdin", stdin)
     assert not _enter_pressed().wait(0.2)
     assert len(record_speech(max_seconds=0.25)["array"]) == RATE // 4
+    assert capsys.readouterr().err == "Speak now; you have 0.25 seconds.\n"
 
 
 def test_what_cannot_be_recorded_is_explained(microphone, monkeypatch):

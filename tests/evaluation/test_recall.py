@@ -96,6 +96,10 @@ def test_summary_of_nothing_is_refused():
         recall_summary(torch.empty(0, dtype=torch.int64))
 
 
+def test_chance_has_no_digits_of_rounding_errors():
+    assert chance_recall(torch.eye(500, dtype=torch.bool)) == {"R@1": 0.2, "R@5": 1.0, "R@10": 2.0}
+
+
 @pytest.mark.parametrize("relevant", [[1, 0, 0, 0, 0, 0], [1, 0, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0], [1]])
 def test_chance_is_the_mean_over_all_rankings(relevant):
     relevant = torch.tensor([relevant], dtype=torch.bool)

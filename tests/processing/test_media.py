@@ -239,6 +239,22 @@ def test_decompression_bombs_are_refused_before_they_are_decoded(width, height):
         load_image(png_header(width, height))
 
 
+def test_a_bomb_inside_an_icon_is_refused():
+    bomb = png_header(50_000, 50_000)
+    icon = b"icns" + struct.pack(">I", 16 + len(bomb)) + b"ic07" + struct.pack(">I", 8 + len(bomb)) + bomb
+    with pytest.raises(MediaError, match=r"cannot be decoded.*pixels"):
+        load_image(icon)
+
+
+def test_an_error_of_decoding_names_a_file_once(tmp_path):
+    for load, name in ((load_image, "letter.png"), (lambda path: load_speech(path, None, 16_000), "letter.wav")):
+        path = tmp_path / name
+        path.write_text("dear", encoding="utf-8")
+        with pytest.raises(MediaError, match="cannot be decoded") as refusal:
+            load(path)
+        assert str(refusal.value).count(name) == 1
+
+
 @pytest.mark.parametrize(
     ("image", "complaint"),
     [

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from speech_image_retrieval.retrieval.contact_sheet import (
     SheetQuery,
     SheetResult,
     draw_contact_sheet,
+    waveform_image,
     waveform_peaks,
     wrap,
 )
@@ -38,6 +41,15 @@ def test_pictures_keep_their_proportions_and_fill_the_place():
     for size, shown in [((96, 96), (1.0, 1.0)), ((300, 100), (1.0, 1 / 3)), ((500, 1000), (0.5, 1.0))]:
         left, top, right, bottom = where(draw_contact_sheet([query(result(size))]), MAGENTA)
         assert (right - left, bottom - top) == pytest.approx((shown[0] * THUMBNAIL, shown[1] * THUMBNAIL), abs=2)
+
+
+def test_recordings_that_a_picture_found():
+    asked = SheetQuery("dog.png", Image.new("RGB", (100, 300), "#00ffff"), 16_000, [])
+    found = SheetResult(waveform_image(np.ones(1600)), "woof", coarse_score=0.5, coarse_rank=1)
+    sheet = draw_contact_sheet([replace(asked, results=[found])])
+    left, top, right, bottom = where(sheet, "#00ffff")
+    assert (right - left) / (bottom - top) == pytest.approx(1 / 3, abs=0.02) and bottom - top > 100
+    assert where(sheet, WAVE)[0] > right
 
 
 def test_only_the_right_picture_is_framed_all_round():

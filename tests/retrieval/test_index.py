@@ -93,16 +93,37 @@ def test_stored_states_score_like_states_that_are_not_rounded(index, pictures, q
         assert ranked == sorted(ranked, reverse=True)
 
 
-def test_states_that_can_be_neither_read_nor_recomputed(tmp_path: Path, pictures, queries, model, processor):
+def test_states_that_can_be_neither_read_nor_recomputed(tmp_path: Path, queries, model, processor):
+    index = SpeechImageIndex.create(tmp_path / "without", model, processor, keep_states=False)
+    index.add([Item("embedded", "mine", "embedded", write_picture(tmp_path / "red.png", seed=0).read_bytes(), "1", 1)])
+    with pytest.raises(IndexProblem, match=r"is embedded in its corpus\. Index again with states"):
+        index.search(queries)
+    assert index.search(queries, rerank_top_k=0)
+
+
+def test_candidates_whose_files_are_not_what_was_indexed_are_not_reranked(
+    tmp_path: Path, pictures, queries, model, processor, caplog
+):
     index = SpeechImageIndex.create(tmp_path / "index", model, processor, keep_states=False)
     index.update_from(pictures)
-    file = next(iter(pictures)).medium
-    write_picture(file, seed=100)  # the score of a picture that is not the one that was indexed would be a lie
-    for _ in ("changed", "gone"):
-        with pytest.raises(IndexProblem, match=r"is gone or was changed since: update the index\. Index again with"):
-            index.search(queries)
-        file.unlink(missing_ok=True)
-    assert index.search(queries, rerank_top_k=0)
+    before = index.search(queries, top_k=20)
+    gone, changed, broken, *others = list(pictures)
+    gone.medium.unlink()
+    write_picture(changed.medium, seed=100)
+    status = broken.medium.stat()
+    broken.medium.write_bytes(bytes(status.st_size))
+    os.utime(broken.medium, ns=(status.st_atime_ns, status.st_mtime_ns))
+    left_out = {gone.id, changed.id, broken.id}
+    for results, all_ in zip(index.search(queries, top_k=20), before, strict=True):
+        assert [result.id for result in results[:17]] == [one.id for one in all_ if one.id not in left_out]
+        assert {result.id for result in results[17:]} == left_out
+        assert [result.matching_score for result in results[17:]] == [None] * 3
+        assert [result.coarse_rank for result in results[17:]] == sorted(one.coarse_rank for one in results[17:])
+    assert "3 candidates are not re-ranked" in caplog.text
+    for item in others:
+        item.medium.unlink()
+    (results,) = index.search(queries[:1], top_k=20)
+    assert [result.coarse_rank for result in results] == list(range(1, 21))
 
 
 def test_pictures_find_recordings(tmp_path: Path, model, processor, pictures):
@@ -157,10 +178,43 @@ def test_a_folder_that_shares_files_with_another_source_is_refused(index, tmp_pa
     for name in ("a", "ab"):
         picture_folder(tmp_path / "all" / name, 1)
     index.update_from(FolderSource(tmp_path / "all" / "a", "image"))
-    with pytest.raises(IndexProblem, match=r"already holds the folder .*shares files"):
-        index.update_from(FolderSource(tmp_path / "all", "image"))
+    for other in ("all", "all/a/0"):
+        with pytest.raises(IndexProblem, match=r"already holds the folder .*/all/a, which shares files"):
+            index.update_from(FolderSource(tmp_path / other, "image"))
     index.update_from(FolderSource(tmp_path / "all" / "ab", "image"))
     assert len(index) == 2
+
+
+def test_a_source_is_removed(index, pictures, tmp_path: Path):
+    others = FolderSource(picture_folder(tmp_path / "it's others", 3), "image")
+    for source in (pictures, others):
+        index.update_from(source)
+    index.add([next(iter(pictures))._replace(id="1", source="mine")])
+    shutil.rmtree(others.folder)
+    held = [(source.name, source.rows, source.is_there) for source in index.sources()]
+    assert held == [(others.name, 3, False), (pictures.name, 20, True), ("mine", 1, None)]
+    reopened = SpeechImageIndex.open(index.uri)
+    with pytest.raises(ValueError, match=r"holds nothing of other\. Its sources: .*others.*pictures, mine"):
+        reopened.remove("other")
+    assert reopened.remove(others.name) == 3
+    assert [source.name for source in index.sources()] == [pictures.name, "mine"] and len(index) == 21
+
+
+def test_an_item_that_another_writer_renews_meanwhile_is_not_deleted(index, pictures, model, processor):
+    index.update_from(pictures)
+    gone, *_ = list(pictures)
+    gone.medium.unlink()
+    slow = update.Update(index.uri, SpeechImageIndex.open(index.uri)._table, index.info, model, processor)
+    write = slow._encode_and_write
+
+    def meanwhile(*arguments, **options):
+        write(*arguments, **options)
+        write_picture(gone.medium, seed=100)
+        assert index.update_from(pictures).changed == 1
+
+    slow._encode_and_write = meanwhile
+    assert slow.agree(pictures, batch_size=8, num_workers=1, progress=False).deleted == 0
+    assert len(index) == 20
 
 
 def test_a_corpus_inside_a_folder_shares_no_rows_with_it(index, pictures, tmp_path: Path):
@@ -325,6 +379,21 @@ def test_filters_apply_before_the_search(index, pictures, queries):
             index.search(queries[:1], where=wrong)
 
 
+@pytest.mark.parametrize("loudness", [0.0, 5e-4])
+def test_silence_is_no_query(index, pictures, queries, tmp_path: Path, loudness: float):
+    index.update_from(pictures)
+    silent = tmp_path / "silent.wav"
+    soundfile.write(silent, np.full(8_000, loudness), 16_000)
+    with pytest.raises(ValueError, match=r"^the second: there is no sound in this recording\.$"):
+        index.search([queries[0], silent], query_names=["the first", "the second"])
+
+
+def test_what_is_printed_of_a_result_fits_a_terminal(index, pictures, queries):
+    index.update_from(pictures)
+    (found,) = index.search(queries[:1], top_k=1)
+    assert "JFIF" not in repr(found) and len(repr(found)) < 1_000
+
+
 def test_an_empty_index_finds_nothing(index, queries):
     assert index.search(queries[:2]) == [[], []]
 
@@ -356,7 +425,8 @@ def test_known_rows():
         "new",
     ]
     known.unsee("d")
-    assert known.gone(["a", "b", "c", "d", "e"]) == ["c", "d"]
+    assert known.gone(["a", "b", "c", "d", "e"], ["1"] * 5) == [2, 3]
+    assert known.gone(["a", "c", "d"], ["1", "2", "1"]) == [2], "another writer renewed c"
     assert KnownRows([]).see("a", "1") == "new"
 
 

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageChops
 from speech_image_retrieval.cli import app
 from speech_image_retrieval.corpora.schema import save_corpus, split_from_rows
+from speech_image_retrieval.retrieval import encoding, update
+from speech_image_retrieval.retrieval.contact_sheet import THUMBNAIL
+from speech_image_retrieval.retrieval.index import SpeechImageIndex
 from typer.testing import CliRunner, Result
 
 from .tiny_gallery import picture_folder, recording_folder, save_tiny, write_picture, write_recording
@@ -54,13 +59,32 @@ def query(tmp_path: Path) -> Path:
 
 def test_what_an_interrupted_creation_leaves_is_no_index(tmp_path: Path, query: Path):
     (tmp_path / "unfinished" / "items.lance").mkdir(parents=True)
-    assert "is no index" in refused("search", tmp_path / "unfinished")
+    assert "There is no index" in refused("search", tmp_path / "unfinished")
 
 
 def test_index_says_what_it_did(index: Path, model: Path, pictures: Path):
     said = done("index", model, pictures, "--out", index)
     assert "12 rows (0 added, 0 changed, 12 unchanged, 0 deleted, 1 unreadable)" in said
-    assert f"Not indexed: {pictures / 'broken.png'}: The picture" in said
+    broken = pictures / "broken.png"
+    assert f"Not indexed: The picture {broken} cannot be decoded as an image: no known format\n" in said
+
+
+def test_what_a_folder_holds_decides_what_is_indexed(model: Path, pictures: Path, tmp_path: Path):
+    recordings = recording_folder(tmp_path / "recordings", 2)
+    done("index", model, recordings, "--out", tmp_path / "speech")
+    assert SpeechImageIndex.open(tmp_path / "speech").info.modality == "speech"
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "nothing" / "notes.txt").touch()
+    out = tmp_path / "none"
+    said = refused("index", model, tmp_path / "nothing", "--out", out)
+    assert "holds neither pictures (.avif" in said and not out.exists()
+    write_picture(recordings / "deep" / "picture.png", seed=0)
+    said = refused("index", model, recordings, "--out", out)
+    assert "pictures (1) and recordings (2)" in said and "--modality image or" in said and not out.exists()
+    said = refused("index", model, pictures, "--out", out, "--modality", "speech")
+    assert "It holds pictures: --modality image" in said and not out.exists()
+    done("index", model, recordings, "--out", out, "--modality", "image")
+    assert SpeechImageIndex.open(out).info.modality == "image"
 
 
 def test_search_by_speech(index: Path, query: Path, tmp_path: Path):
@@ -84,13 +108,20 @@ def test_search_refuses_what_it_cannot_do(index: Path, model: Path, pictures: Pa
     picture = write_picture(tmp_path / "query.png", seed=0)
     assert "so is what" in refused("search", index, picture)
     assert "There is no file" in refused("search", index, tmp_path / "nothing.wav")
+    text = tmp_path / "text.wav"
+    text.write_text("no recording", encoding="utf-8")
+    assert refused("search", index, text) == (
+        f"The recording {text} cannot be decoded as audio: Format not recognised.\n"
+    )
     assert "cannot be used" in refused("search", index, query, "--where", "nothing = 1")
     assert "--caption needs MODEL" in refused("search", index, query, "--caption", "random")
     assert "--where is for an index" in refused("search", model, pictures, query, "--where", "id = '1'")
+    for wrong in (tmp_path / "indx", "no_index"):
+        assert f"There is no index {wrong}" in refused("search", wrong, query)
     other = save_tiny(tmp_path / "other", seed=1)
     assert "was made with the model" in refused("search", index, query, "--model", other)
     assert "--modality must be" in refused("index", model, pictures, "--out", tmp_path / "i", "--modality", "video")
-    assert "an index of pictures" in refused("index", model, tmp_path, "--out", index, "--modality", "speech")
+    assert "an index of pictures" in refused("index", model, query.parent, "--out", index, "--modality", "speech")
     assert "There is no folder" in refused("index", model, tmp_path / "no" / "folder", "--out", tmp_path / "i")
 
 
@@ -118,10 +149,41 @@ def test_an_explanation_is_the_same_with_and_without_an_index(
     assert ImageChops.difference(of_index.convert("RGB"), of_folder.convert("RGB")).getbbox() is None
 
 
-def test_a_search_that_finds_nothing_explains_nothing(index: Path, query: Path, tmp_path: Path):
-    out = tmp_path / "explained.png"
-    assert "nothing to explain" in done("search", index, query, "--where", "name = 'none'", "--explain", out)
-    assert not out.exists()
+def test_a_search_that_finds_nothing_says_why(index: Path, model: Path, query: Path, tmp_path: Path):
+    explained, found = tmp_path / "explained.png", tmp_path / "found.json"
+    said = refused("search", index, query, "--where", "name = 'none'", "--explain", explained, "--json", found)
+    assert "selects none of the 12 rows" in said and not explained.exists()
+    assert json.loads(found.read_text(encoding="utf-8"))["queries"] == [{"query": str(query), "results": []}]
+    unreadable, out = tmp_path / "unreadable", tmp_path / "empty"
+    unreadable.mkdir()
+    (unreadable / "broken.png").touch()
+    assert f"Nothing of {unreadable} could be indexed" in refused("index", model, unreadable, "--out", out)
+    assert f"{out} is empty. Fill it" in refused("search", out, query)
+
+
+@pytest.mark.parametrize("interrupted_at", ["encode", "write"])
+def test_what_is_encoded_is_written_when_indexing_is_interrupted(
+    model: Path, tmp_path: Path, monkeypatch, interrupted_at: str
+):
+    pictures, command = picture_folder(tmp_path / "pictures", 9), ["--out", tmp_path / "index", "--batch-size", 3]
+    module, name = (encoding, "_encode") if interrupted_at == "encode" else (update.Update, "_write")
+    call, calls = getattr(module, name), []
+
+    def interrupt(*arguments):
+        calls.append(signal.getsignal(signal.SIGINT))
+        if len(calls) == (2 if interrupted_at == "encode" else 1):
+            os.kill(os.getpid(), signal.SIGINT)
+        return call(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, interrupt)
+        result = sir("index", model, pictures, *command)
+    kept = 3 if interrupted_at == "encode" else 9
+    assert result.exit_code == 130, result.output
+    assert f"keeps {kept} rows; the same command goes on from there" in result.stderr
+    if interrupted_at == "write":
+        assert calls[1] is signal.SIG_DFL, "a second Ctrl-C ends at once"
+    assert f"({9 - kept} added, 0 changed, {kept} unchanged" in done("index", model, pictures, *command)
 
 
 def test_names_that_no_picture_can_have_are_refused_before_any_work(query: Path, tmp_path: Path):
@@ -138,13 +200,56 @@ def test_filter(index: Path, query: Path, tmp_path: Path):
     assert {result["name"].split("/")[0] for result in of_query["results"]} == {"0"}
 
 
+def test_a_moved_model(query: Path, tmp_path: Path):
+    model, out, pictures = save_tiny(tmp_path / "model"), tmp_path / "index", picture_folder(tmp_path / "pictures", 2)
+    done("index", model, pictures, "--out", out)
+    moved = model.rename(tmp_path / "moved")
+    for command in (["search", out, query], ["app", out]):
+        said = refused(*command)
+        assert f"There is no folder {model}" in said and "say where: --model MODEL" in said
+    done("search", out, query, "--model", moved)
+    said = done("index", moved, pictures, "--out", out)
+    assert "2 unchanged" in said
+    done("search", out, query)
+
+
+def test_a_renamed_folder_is_marked_and_removed(model: Path, query: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    out, first = tmp_path / "index", picture_folder(tmp_path / "first", 3)
+    done("index", model, first, "--out", out)
+    second = first.rename(tmp_path / "second")
+    said = done("index", model, second, "--out", out)
+    assert f"{first}, of which {out} holds 3 rows, is gone: sir sources {out} --remove {first}" in said
+    said = done("search", out, query, "--json", tmp_path / "found.json", "--top-k", 6)
+    assert said.count("png (file is gone)") == 3 and f" {second}/0/000.png " in said
+    (of_query,) = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["queries"]
+    assert {result["path"]: result["missing"] for result in of_query["results"]} == {
+        str(folder / f"{number}/00{number}.png"): folder == first for folder in (first, second) for number in range(3)
+    }
+    assert done("sources", out).count("│ gone") == 1
+    assert "All 6 rows of" in done("sources", out, "--check")
+    assert "Its sources: " in refused("sources", out, "--remove", tmp_path / "third")
+    assert "3 rows" in done("sources", out, "--remove", os.path.relpath(first))
+    said = done("search", out, query)
+    assert "is gone" not in said and " 0/000.png " in said
+
+
+def test_damaged_rows_are_named(model: Path, tmp_path: Path, monkeypatch):
+    out, pictures = tmp_path / "index", picture_folder(tmp_path / "pictures", 2)
+    monkeypatch.setattr(encoding, "row_checksums", lambda embeddings, *_: [0] * len(embeddings))
+    done("index", model, pictures, "--out", out)
+    said = refused("sources", out, "--check")
+    assert "2 of 2 rows of" in said and f"\n{pictures}/0/000.png\n{pictures}/1/001.png\n" in said
+
+
 def test_pictures_find_recordings(model: Path, tmp_path: Path):
     recordings = recording_folder(tmp_path / "recordings", 6)
     out, picture = tmp_path / "index", write_picture(tmp_path / "query.png", seed=0)
     done("index", model, recordings, "--out", out, "--modality", "speech", "--no-states", "--batch-size", 4)
     assert ".wav" in done("search", out, picture, "--explain", tmp_path / "explained.jpg")
     assert Image.open(tmp_path / "explained.jpg").format == "JPEG"
-    assert "holds recordings" in refused("search", out, picture, "--sheet", tmp_path / "sheet.png")
+    done("search", out, picture, "--sheet", tmp_path / "sheet.png", "--top-k", 3)
+    assert Image.open(tmp_path / "sheet.png").width > 3 * THUMBNAIL
 
 
 def corpus_rows(split: str):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from speech_image_retrieval.retrieval.index import SpeechImageIndex
-from speech_image_retrieval.retrieval.index_table import IndexProblem, damage_explained
+from speech_image_retrieval.retrieval.index_table import IndexInfo, IndexProblem, create_table, damage_explained
 from speech_image_retrieval.retrieval.sources import FolderSource
 
 from .tiny_gallery import picture_folder, tiny_model, tiny_processor
@@ -95,6 +95,23 @@ def test_a_damaged_data_file_is_named(index: SpeechImageIndex, damage, tmp_path:
         reopened.update_from(FolderSource(tmp_path / "pictures", "image"))
     with pytest.raises(IndexProblem, match=file.name):
         reopened.search([{"array": np.ones(8_000), "sampling_rate": 16_000}])
+
+
+@pytest.mark.parametrize("column", ["embedding", "preview", "states"])
+def test_rows_whose_bytes_changed_are_named(index: SpeechImageIndex, column: str):
+    assert index.check() == []
+    (row,) = [row for batch in index.rows(["id", column], "name = '0/003.png'") for row in batch.to_pylist()]
+    value = row[column] if isinstance(row[column], bytes) else np.asarray(row[column], np.float32).tobytes()
+    content = bytearray(data_file(index).read_bytes())
+    content[content.index(value) + 2] ^= 1
+    data_file(index).write_bytes(content)
+    assert SpeechImageIndex.open(index.uri).check() == [row["id"]]
+
+
+def test_an_index_of_an_older_format_says_what_to_do(tmp_path: Path):
+    create_table(str(tmp_path), IndexInfo("image", 4, 8, "org/model", "0", True, format=4))
+    with pytest.raises(IndexProblem, match=r"format 4, and this version reads format 5\. Delete it, or choose"):
+        SpeechImageIndex.create(tmp_path, tiny_model(), tiny_processor())
 
 
 def test_an_error_of_the_model_is_not_taken_for_damage(index: SpeechImageIndex, monkeypatch):

@@ -24,18 +24,20 @@ def rows(folder: Path, split: str):
         }
 
 
-def test_a_corpus_on_the_hub_is_indexed_and_brought_up_to_date(hub: HubServer, tmp_path: Path):
+def test_a_corpus_on_the_hub_is_indexed_and_brought_up_to_date_by_a_model_there(hub: HubServer, tmp_path: Path):
     splits = {name: split_from_rows(rows, folder=tmp_path, split=name) for name in ("train", "validation", "test")}
     save_corpus(splits, tmp_path / "corpus")
-    model = save_tiny(tmp_path / "model")
+    hub.publish(
+        "model", "org/tiny", {file.name: file.read_bytes() for file in save_tiny(tmp_path / "model").iterdir()}
+    )
     push = f"""
         from speech_image_retrieval.corpora.schema import load_corpus
         load_corpus({str(tmp_path / "corpus")!r}).push_to_hub("org/spoken")
         print(None)
     """
-    index = f"""
+    index = """
         from speech_image_retrieval.cli import app
-        app(["index", {str(model)!r}, "org/spoken", "--out", "index"], standalone_mode=False)
+        app(["index", "org/tiny", "org/spoken", "--out", "index"], standalone_mode=False)
         from speech_image_retrieval.retrieval.index import SpeechImageIndex
         index = SpeechImageIndex.open("index")
         print(sorted(item_id for batch in index.rows(["id"]) for item_id in batch["id"].to_pylist()))

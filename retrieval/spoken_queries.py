@@ -1,0 +1,45 @@
+"""Spoken queries, decoded; silence is none, whoever asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..processing.media import load_speech
+
+_QUIETEST = 1e-3  # of full scale, -60 dB: below is a microphone that is muted
+
+
+def is_silent(samples: np.ndarray) -> bool:
+    """Whether nobody can have said anything in (samples,) float32."""
+    return not len(samples) or float(np.abs(samples).max()) < _QUIETEST
+
+
+def read_spoken_queries(queries: Sequence[Any], names: Sequence[str] | None, rate: int) -> list[dict[str, Any]]:
+    """Each as the processor reads it: `array` (samples,) float32 at `rate` Hz, and `sampling_rate`.
+
+    Args:
+        queries: whatever :func:`..processing.media.load_speech` reads.
+        names: what errors call them; without it their places.
+
+    Raises:
+        ValueError: one cannot be read, or is silent.
+    """
+    read = []
+    for place, query in enumerate(queries):
+        name = names[place] if names else f"Query {place}"
+        try:
+            samples = load_speech(query, None, rate)
+        except ValueError as error:
+            raise ValueError(str(error) if _names_itself(query, error) else f"{name}: {error}") from error
+        if is_silent(samples):
+            raise ValueError(f"{name}: there is no sound in this recording.")
+        read.append({"array": samples, "sampling_rate": rate})
+    return read
+
+
+def _names_itself(query: Any, error: Exception) -> bool:
+    return isinstance(query, str | Path) and str(query) in str(error)
