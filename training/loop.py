@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from datasets import Dataset, DatasetDict
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..corpora.hub import load_hub_corpus, stream_training_rows
@@ -31,6 +31,7 @@ from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from .examples import Collator, ExampleReader, SpokenCaptions, to_device
 from .export import export_model
 from .frozen_features import FeatureProcessor, FeatureRows, cached_rows
+from .gradient_cache import backward
 from .hard_batches import grouped_batches, length_bucketed_batches, shuffled_batches
 from .log import TrainingLog, draw_curves
 from .objective import CoarseToFineObjective, Losses
@@ -69,10 +70,7 @@ class Trainer:
         self.console = Console(stderr=True)
         self.precision = resolve_precision(arguments.mixed_precision, PartialState().device)
         self.accelerator = Accelerator(mixed_precision=self.precision)
-        if self.accelerator.num_processes > 1:
-            raise ArgumentError(
-                f"Training runs in one process, not in {self.accelerator.num_processes}: negatives are not gathered."
-            )
+        self.console.quiet = not self.accelerator.is_main_process
         set_seed(arguments.seed)
         self.corpus: DatasetDict = self._open_corpus()
         self.processor = build_processor(arguments)
@@ -83,9 +81,11 @@ class Trainer:
         self.validation = self._rows("validation", model)
         reader = ExampleReader(self.processor, arguments.seed, *augmentations)
         self.examples = self._training_examples(reader, model)
-        self.objective, *self.optimizers = self.accelerator.prepare(
-            objective(arguments, model, len(self.examples)), *build_optimizers(arguments, model)
-        )
+        # Neither is wrapped: gradients are summed by gradient_cache, once a step.
+        self.objective = objective(arguments, model, len(self.examples)).to(self.accelerator.device)
+        self.optimizers = build_optimizers(arguments, model)
+        self._check_shares()
+        set_seed(arguments.seed, device_specific=True)
         self.batches_per_epoch = max(1, len(self.examples) // self._step_batch)
         planned = arguments.num_epochs * self.batches_per_epoch
         self.total_steps = min(planned, arguments.max_steps or planned)
@@ -111,34 +111,55 @@ class Trainer:
         """A split, with what frozen backbones make of its media if that is cached."""
         if not self.arguments.feature_cache:
             return self.corpus[split]
-        return cached_rows(
-            model,
-            self.processor,
-            self.corpus[split],
-            split,
-            self.arguments.corpus,
-            precision=self.precision,
-            autocast=self.accelerator.autocast,
-        )
+        with self.accelerator.local_main_process_first():  # which fills it
+            return cached_rows(
+                model,
+                self.processor,
+                self.corpus[split],
+                split,
+                self.arguments.corpus,
+                precision=self.precision,
+                autocast=self.accelerator.autocast,
+            )
+
+    @property
+    def _shares(self) -> int:
+        """Micro-batches per optimizer step, of all processes."""
+        return self.arguments.gradient_accumulation_steps * self.accelerator.num_processes
 
     @property
     def _step_batch(self) -> int:
         """Rows per optimizer step."""
-        return self.arguments.batch_size * self.arguments.gradient_accumulation_steps
+        return self.arguments.batch_size * self._shares
+
+    def _check_shares(self) -> None:
+        if self.accelerator.num_processes > 1 and len(self.examples) < self._step_batch:
+            raise ArgumentError(
+                f"The training split has {len(self.examples)} rows, fewer than the {self._step_batch} of one step of "
+                f"{self.accelerator.num_processes} processes. Lower batch_size, or use fewer processes."
+            )
 
     def run(self) -> dict[str, Any]:
         """Train to the end, from the newest checkpoint if there is one; returns the report on the test split."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self._resume()
-        save_arguments(self.arguments, self.output_dir / "arguments.yaml")
-        self.log = TrainingLog(self.output_dir, first_step=self.step + 1)
-        with counted_progress("training") as progress:
+        self.accelerator.wait_for_everyone()  # all have read arguments.yaml
+        if self.accelerator.is_main_process:
+            save_arguments(self.arguments, self.output_dir / "arguments.yaml")
+            self.log = TrainingLog(self.output_dir, first_step=self.step + 1)
+        with counted_progress("training", self.accelerator.is_main_process) as progress:
             self.bar = progress.add_task("steps", total=self.total_steps, completed=self.step, status="")
             self.progress = progress
             while self.step < self.total_steps:
                 self._train_epoch()
-        self.log.close()
-        return self._finish()
+        if self.accelerator.is_main_process:
+            self.log.close()
+        return self._in_main_process(self._finish)
+
+    def _in_main_process(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns, done by one process while the others wait."""
+        result = [work() if self.accelerator.is_main_process else None]
+        return broadcast_object_list(result)[0]
 
     def _resume(self) -> None:
         checkpoint = latest_checkpoint(self.output_dir / "checkpoints")
@@ -176,7 +197,7 @@ class Trainer:
         self.epoch += 1
         last = self.step == self.total_steps
         if last or self.epoch % self.arguments.validation_every_epochs == 0:
-            self._validate()
+            self.best = self._in_main_process(self._validate)
         if last or self._checkpoint_due or self.epoch % self.arguments.checkpoint_every_epochs == 0:
             self._save()
 
@@ -203,22 +224,32 @@ class Trainer:
         """Micro-batches of every remaining optimizer step of the epoch."""
         self.examples.start_epoch(self.epoch)
         done = min(self.batches_per_epoch * self._step_batch, len(self.examples)) - len(self.order)
-        parts = [
-            [micro.tolist() for micro in rows.split(math.ceil(len(rows) / self.arguments.gradient_accumulation_steps))]
+        steps = [
+            [micro.tolist() for micro in rows.split(math.ceil(len(rows) / self._shares))]
             for rows in self.order.split(self._step_batch)
         ]
+        every = self.examples.batch_sampler([rows for step in steps for rows in step], first=done)
         loader = iter(
             DataLoader(
                 self.examples,
-                batch_sampler=self.examples.batch_sampler([rows for part in parts for rows in part], first=done),
+                batch_sampler=self._own(every),
                 collate_fn=Collator(self.processor.time_axis),
                 num_workers=self.arguments.num_workers,
                 # Workers take their seed from the given generator, not from the run's random state.
                 generator=torch.Generator().manual_seed(self.arguments.seed),
             )
         )
-        for part in parts:
-            yield [to_device(next(loader), self.accelerator.device) for _ in part]
+        for step in steps:
+            own = math.ceil(len(step) / self.accelerator.num_processes)
+            yield [to_device(next(loader), self.accelerator.device) for _ in range(own)]
+
+    def _own(self, micro_batches: Iterable[Any]) -> list[Any] | Iterator[Any]:
+        """Of every step's micro-batches those of this process, which are next to each other."""
+        if self.accelerator.num_processes == 1:
+            return micro_batches
+        each, processes = self.arguments.gradient_accumulation_steps, self.accelerator.num_processes
+        own = self.accelerator.process_index
+        return (batch for place, batch in enumerate(micro_batches) if place // each % processes == own)
 
     def _optimize(self, micro_batches: list[Any]) -> tuple[Losses, float]:
         """One optimizer step."""
@@ -235,20 +266,36 @@ class Trainer:
         matching = self.step >= arguments.matching_start_step
         if self.step == arguments.matching_start_step > 0:
             initialize_from_speech_transformer(self.objective.model)
-        for batch in micro_batches:
-            with self.accelerator.autocast():
-                try:
-                    losses = self.objective(batch, alpha=alpha, momentum=momentum, matching=matching)
-                except FloatingPointError as error:
-                    raise self._not_finite("Similarities are", self.step + 1) from error
-            self.accelerator.backward(losses.total / len(micro_batches))
+        options = {
+            "alpha": alpha,
+            "momentum": momentum,
+            "matching": matching,
+            "generator": self._negatives_generator(),
+        }
+        try:
+            losses = self._backward(micro_batches, options)
+        except FloatingPointError as error:
+            raise self._not_finite("Similarities are", self.step + 1) from error
         parameters = [parameter for group in groups for parameter in group["params"]]
-        norm = self.accelerator.clip_grad_norm_(parameters, arguments.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(parameters, arguments.max_grad_norm)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
         self.objective.after_step(self.step + 1)
         return losses, float(norm)
+
+    def _backward(self, micro_batches: list[Any], options: dict[str, Any]) -> Losses:
+        """The gradients of one step, and its losses."""
+        if self._shares > 1:
+            return backward(self.objective, micro_batches, autocast=self.accelerator.autocast, **options)
+        with self.accelerator.autocast():
+            losses = self.objective(micro_batches[0], **options)
+        losses.total.backward()
+        return losses
+
+    def _negatives_generator(self) -> torch.Generator:
+        """Of one step, the same in every process."""
+        return torch.Generator().manual_seed(self.arguments.seed * 1_000_003 + self.step)
 
     def _not_finite(self, what: str, step: int) -> FloatingPointError:
         return FloatingPointError(
@@ -261,7 +308,7 @@ class Trainer:
             raise self._not_finite("The gradient is", self.step)
         status = f"SIC {losses.contrastive:.3f}  SIM {losses.matching:.3f}  {pairs_per_second:.0f} pairs/s"
         self.progress.update(self.bar, completed=self.step, status=status)
-        if self.step % self.arguments.log_every_steps == 0:
+        if self.accelerator.is_main_process and self.step % self.arguments.log_every_steps == 0:
             values = {
                 "loss/SIC": float(losses.contrastive),
                 "loss/SIM": float(losses.matching),
@@ -295,8 +342,8 @@ class Trainer:
             batch_size=self.arguments.evaluation_batch_size,
         )
 
-    def _validate(self) -> None:
-        """Measure recall on the validation split; the best model so far is exported."""
+    def _validate(self) -> tuple[bool, float]:
+        """Measure recall on the validation split; the best model so far is exported. Returns the best's score."""
         report = self._evaluate(
             self.objective.model, "validation", self.validation, self.arguments.validation_rerank_top_k
         )
@@ -311,9 +358,10 @@ class Trainer:
         stage = "reranked" if "reranked" in report["mean_r1"] else "coarse"
         # A model whose multimodal encoder is trained is better than any without, whatever the coarse recall was.
         score = (stage == "reranked", report["mean_r1"][stage])
-        if self.best is None or score >= tuple(self.best):
-            self.best = score
-            export_model(self.objective.model, self.processor, self.output_dir / "model")
+        if self.best is not None and score < tuple(self.best):
+            return self.best
+        export_model(self.objective.model, self.processor, self.output_dir / "model")
+        return score
 
     def _save(self) -> None:
         progress = {"step": self.step, "epoch": self.epoch, "best": self.best}

@@ -55,7 +55,7 @@ def _assert_same_run(folder: Path, expected: Path) -> None:
     assert (folder / "evaluation.json").read_bytes() == (expected / "evaluation.json").read_bytes()
     final, wanted = (latest_checkpoint(part / "checkpoints") for part in (folder, expected))
     assert final.name == wanted.name
-    for name in ("objective", "optimizers", "random"):
+    for name in ("objective", "optimizers", "random-0", "extra"):
         states, others = (load_file(part / f"{name}.safetensors") for part in (final, wanted))
         assert states.keys() == others.keys()
         assert all(torch.equal(states[key], others[key]) for key in states), name
@@ -116,12 +116,12 @@ def test_a_crash_while_a_checkpoint_is_written_costs_only_the_steps_since_the_on
 ):
     written = []
 
-    def failing(tensors, path):
+    def failing(tensors, path, metadata=None):
         written.append(path)
-        if len(written) == 5:  # the optimizer of the second checkpoint
+        if len(written) == 7:  # the optimizers of the second checkpoint
             path.write_bytes(b"half")
             raise OSError("No space left on device")
-        return checkpoint_module_save(tensors, path)
+        return checkpoint_module_save(tensors, path, metadata)
 
     checkpoint_module_save = checkpoint_module.save_file
     with monkeypatch.context() as patched:
