@@ -193,11 +193,9 @@ def _restore_random_states(checkpoint: Path) -> None:
             checkpoint,
         )
         return
+    tensors = load_file(path)
     with safe_open(path, "pt") as file:
-        tensors, settings = (
-            {name: file.get_tensor(name) for name in file.keys()},
-            json.loads(file.metadata()["settings"]),
-        )
+        settings = json.loads(file.metadata()["settings"])
     torch.set_rng_state(tensors["torch"])
     if "cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["cuda"])

@@ -62,7 +62,7 @@ def backward(
         losses.total.backward()
         shares.append((rows, losses))
 
-    gradients = {name: reduce(leaf.grad) for name, leaf in _differentiable(whole) if leaf.grad is not None}
+    gradients = {name: reduce(leaf.grad, "sum") for name, leaf in _differentiable(whole) if leaf.grad is not None}
     with _restoring_random_state():
         for batch, state, part, (rows, _) in zip(micro_batches, states, parts, shares, strict=True):
             if not at_once:
@@ -122,13 +122,13 @@ def _sum_gradients(model: nn.Module) -> None:
     if PartialState().num_processes == 1:
         return
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    took_part = reduce(torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.int32))
+    took_part = reduce(torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.int32), "sum")
     trained = [parameter for parameter, count in zip(trained, took_part.tolist(), strict=True) if count]
     for parameter in trained:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     if trained:
-        flat = reduce(torch.cat([parameter.grad.flatten() for parameter in trained]))
+        flat = reduce(torch.cat([parameter.grad.flatten() for parameter in trained]), "sum")
         for parameter, total in zip(trained, flat.split([parameter.numel() for parameter in trained]), strict=True):
             parameter.grad.copy_(total.view_as(parameter))
 
@@ -142,7 +142,7 @@ def _average_statistics(model: nn.Module) -> None:
 
 def _total(shares: Sequence[Losses]) -> Losses:
     values = [[losses.total.detach(), losses.contrastive, losses.matching, losses.listwise] for losses in shares]
-    return Losses(*reduce(torch.stack([torch.stack(of) for of in values]).sum(0)))
+    return Losses(*reduce(torch.stack([torch.stack(of) for of in values]).sum(0), "sum"))
 
 
 @contextmanager

@@ -68,8 +68,9 @@ class Trainer:
         self.arguments = arguments
         self.output_dir = Path(arguments.output_dir)
         self.console = Console(stderr=True)
-        self.precision = resolve_precision(arguments.mixed_precision, PartialState().device)
-        self.accelerator = Accelerator(mixed_precision=self.precision)
+        on_cpu = not torch.accelerator.is_available()  # unless told, accelerate takes processes on CPUs for one
+        self.precision = resolve_precision(arguments.mixed_precision, PartialState(cpu=on_cpu).device)
+        self.accelerator = Accelerator(cpu=on_cpu, mixed_precision=self.precision)
         self.console.quiet = not self.accelerator.is_main_process
         set_seed(arguments.seed)
         self.corpus: DatasetDict = self._open_corpus()
