@@ -34,7 +34,7 @@ from .frozen_features import FeatureProcessor, FeatureRows, cached_rows
 from .gradient_cache import backward
 from .hard_batches import grouped_batches, length_bucketed_batches, shuffled_batches
 from .log import TrainingLog, draw_curves
-from .objective import CoarseToFineObjective, Losses
+from .objective import Batch, CoarseToFineObjective, Losses
 from .optimizers import build_optimizers, learning_rate_factor
 from .policies import keep_frozen_in_evaluation
 from .precision import resolve_precision
@@ -44,6 +44,7 @@ from .setup import (
     build_processor,
     initialize_from_speech_transformer,
 )
+from .stopping import SigtermWatch, save_for_inspection
 from .streaming import StreamedCaptions
 
 
@@ -148,7 +149,10 @@ class Trainer:
         if self.accelerator.is_main_process:
             save_arguments(self.arguments, self.output_dir / "arguments.yaml")
             self.log = TrainingLog(self.output_dir, first_step=self.step + 1)
-        with counted_progress("training", self.accelerator.is_main_process) as progress:
+        with (
+            counted_progress("training", self.accelerator.is_main_process) as progress,
+            SigtermWatch() as self.sigterm,
+        ):
             self.bar = progress.add_task("steps", total=self.total_steps, completed=self.step, status="")
             self.progress = progress
             while self.step < self.total_steps:
@@ -187,11 +191,15 @@ class Trainer:
         for micro_batches in self._steps():
             losses, norm = self._optimize(micro_batches)
             self.step += 1
+            if not math.isfinite(norm):
+                raise self._not_finite("The gradient is", self.step, micro_batches)
             self.order = self.order[self._step_batch :]
             pairs += sum(len(batch.rows) for batch in micro_batches)
             self._report(losses, norm, pairs / (time.perf_counter() - started))
             if self.step == self.total_steps:
                 break
+            if self.sigterm.received():
+                self._end_early()
             if len(self.order) and self._checkpoint_due:
                 self._save()
         self.order = torch.empty(0, dtype=torch.long)
@@ -201,6 +209,13 @@ class Trainer:
             self.best = self._in_main_process(self._validate)
         if last or self._checkpoint_due or self.epoch % self.arguments.checkpoint_every_epochs == 0:
             self._save()
+
+    def _end_early(self) -> None:
+        self._save()
+        self.console.print(
+            f"Ended by SIGTERM at step {self.step} of {self.total_steps}, with a checkpoint: the same command goes on."
+        )
+        raise SystemExit(0)
 
     @property
     def _checkpoint_due(self) -> bool:
@@ -276,7 +291,7 @@ class Trainer:
         try:
             losses = self._backward(micro_batches, options)
         except FloatingPointError as error:
-            raise self._not_finite("Similarities are", self.step + 1) from error
+            raise self._not_finite("Similarities are", self.step + 1, micro_batches) from error
         parameters = [parameter for group in groups for parameter in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, arguments.max_grad_norm)
         for optimizer in self.optimizers:
@@ -298,15 +313,14 @@ class Trainer:
         """Of one step, the same in every process."""
         return torch.Generator().manual_seed(self.arguments.seed * 1_000_003 + self.step)
 
-    def _not_finite(self, what: str, step: int) -> FloatingPointError:
+    def _not_finite(self, what: str, step: int, micro_batches: list[Batch]) -> FloatingPointError:
+        batch = save_for_inspection(micro_batches, self.output_dir)
         return FloatingPointError(
             f"{what} not finite at step {step}. Lower learning_rate, or set mixed_precision=no; the last checkpoint "
-            "is whole, and the same command continues from it."
+            f"is whole, and the same command continues from it. The batch is in {batch}."
         )
 
     def _report(self, losses: Losses, norm: float, pairs_per_second: float) -> None:
-        if not math.isfinite(norm):
-            raise self._not_finite("The gradient is", self.step)
         status = f"SIC {losses.contrastive:.3f}  SIM {losses.matching:.3f}  {pairs_per_second:.0f} pairs/s"
         self.progress.update(self.bar, completed=self.step, status=status)
         if self.accelerator.is_main_process and self.step % self.arguments.log_every_steps == 0:

@@ -237,19 +237,49 @@ def test_hubert_is_trained_through_its_waveform_convolutions(make_arguments, tmp
     assert not {name for name in unmoved if "conv" in name or "layers" in name}
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_and_says_what_to_do(make_arguments, tmp_path, monkeypatch):
-    original = Trainer._optimize
+def test_a_gradient_that_is_not_finite_stops_the_run_says_what_to_do_and_keeps_the_batch(
+    make_arguments, tmp_path, monkeypatch
+):
+    original, rows = Trainer._optimize, []
 
     def poisoned(self, micro_batches):
         if self.step == 4:
             micro_batches[0].image["pixel_values"].fill_(torch.nan)
+            rows.extend(batch.rows for batch in micro_batches)
         return original(self, micro_batches)
 
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_optimize", poisoned)
-        with pytest.raises(FloatingPointError, match=r"not finite at step 5\. Lower learning_rate"):
+        with pytest.raises(FloatingPointError, match=r"not finite at step 5\. Lower learning_rate.*not-finite-0"):
             Trainer(make_arguments(tmp_path)).run()
     assert latest_checkpoint(tmp_path / "checkpoints").name == "checkpoint-3"
+    kept = load_file(tmp_path / "not-finite-0.safetensors")
+    assert [kept[f"{number}.rows"].tolist() for number in (0, 1)] == [part.tolist() for part in rows]
+    assert kept["0.image.pixel_values"].isnan().all()
+    assert not kept["1.speech.input_values"].isnan().any()
+
+
+def test_told_to_end_by_a_scheduler_it_leaves_a_checkpoint_and_goes_on_from_it(
+    make_arguments, whole_run, tmp_path, monkeypatch, capsys
+):
+    original = Trainer._optimize
+
+    def told(self, micro_batches):
+        if self.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, micro_batches)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_optimize", told)
+        with pytest.raises(SystemExit) as ended:
+            Trainer(make_arguments(tmp_path)).run()
+    assert ended.value.code == 0
+    assert "Ended by SIGTERM at step 5 of 9" in capsys.readouterr().err
+    assert latest_checkpoint(tmp_path / "checkpoints").name == "checkpoint-5"
+    assert signal.getsignal(signal.SIGTERM) == before
+    Trainer(make_arguments(tmp_path)).run()
+    _assert_same_run(tmp_path, whole_run)
 
 
 def test_a_checkpoint_of_another_model_is_refused(make_arguments, whole_run, tmp_path):
