@@ -44,7 +44,7 @@ from .setup import (
     build_processor,
     initialize_from_speech_transformer,
 )
-from .stopping import SigtermWatch, save_for_inspection
+from .stopping import SigtermWatch, ignore_sigterm, save_for_inspection
 from .streaming import StreamedCaptions
 
 
@@ -251,6 +251,7 @@ class Trainer:
                 batch_sampler=self._own(every),
                 collate_fn=Collator(self.processor.time_axis),
                 num_workers=self.arguments.num_workers,
+                worker_init_fn=ignore_sigterm,
                 # Workers take their seed from the given generator, not from the run's random state.
                 generator=torch.Generator().manual_seed(self.arguments.seed),
             )

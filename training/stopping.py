@@ -36,6 +36,11 @@ class SigtermWatch:
         return bool(reduce(torch.tensor(int(self._received), device=PartialState().device), "sum"))
 
 
+def ignore_sigterm(worker: int) -> None:
+    """For the data workers, whom schedulers signal too: the step at hand needs them."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def save_for_inspection(micro_batches: Sequence[Batch], folder: Path) -> Path:
     """Keep a batch as it reached the model: `speech.*`, `image.*`, `image_ids` and `rows`, which are those of the
     training split, of each micro-batch by number. Every process writes its own share."""
@@ -51,4 +56,4 @@ def save_for_inspection(micro_batches: Sequence[Batch], folder: Path) -> Path:
     return path
 
 
-__all__ = ["SigtermWatch", "save_for_inspection"]
+__all__ = ["SigtermWatch", "ignore_sigterm", "save_for_inspection"]

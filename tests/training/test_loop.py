@@ -282,6 +282,25 @@ def test_told_to_end_by_a_scheduler_it_leaves_a_checkpoint_and_goes_on_from_it(
     _assert_same_run(tmp_path, whole_run)
 
 
+def test_a_scheduler_that_signals_the_whole_group_does_not_take_the_data_workers_away(make_arguments, tmp_path):
+    folder = tmp_path / "run"
+    save_arguments(make_arguments(folder, num_workers=1, num_epochs=200), tmp_path / "run.yaml")
+    process = subprocess.Popen(
+        [sys.executable, str(TRAIN), str(tmp_path / "run.yaml")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while process.poll() is None and len(read_log(folder / "log.csv")) < 10:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, printed = process.communicate()
+    assert process.returncode == 0, printed
+    ended = latest_checkpoint(folder / "checkpoints").name.removeprefix("checkpoint-")
+    assert f"Ended by SIGTERM at step {ended} of 600" in printed
+
+
 def test_a_checkpoint_of_another_model_is_refused(make_arguments, whole_run, tmp_path):
     arguments = make_arguments(whole_run)
     arguments.model = {**arguments.model, "projection_dim": 4}
