@@ -270,3 +270,14 @@ def test_a_digest_tells_weights_apart(dtype):
     one, two = torch.ones(2).to(dtype), torch.zeros(2).to(dtype)
     assert weights_digest([("a", one), ("b", two)]) == weights_digest([("b", two), ("a", one)])
     assert weights_digest([("a", one), ("b", two)]) != weights_digest([("a", two), ("b", one)])
+
+
+def test_a_process_that_has_no_random_state_in_the_checkpoint_says_so_and_goes_on(tmp_path, caplog):
+    module, optimizers = trained()
+    folder = save_checkpoint(tmp_path, module, optimizers, {"step": 3}, {})
+    (folder / "random-0.safetensors").rename(folder / "random-1.safetensors")
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    assert load_checkpoint(folder, module, optimizers)[0] == {"step": 3}
+    assert torch.equal(torch.get_rng_state(), before)
+    assert "saved by fewer processes" in caplog.text
