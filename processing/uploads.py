@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from ..processing.media import MediaError, load_image
+from .media import MediaError, load_image
 
 _UNKNOWN_FRAMES = 2**62  # a FLAC that was written to a pipe does not say how long it is
 _RECORDING_FORMATS = frozenset(("AIFF", "AU", "CAF", "FLAC", "MP3", "OGG", "RF64", "W64", "WAV", "WAVEX"))

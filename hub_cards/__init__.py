@@ -1,0 +1,1 @@
+"""What a model needs on the Hub beside its weights: a gallery, an endpoint, a Space."""
