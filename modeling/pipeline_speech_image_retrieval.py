@@ -234,9 +234,8 @@ class SpeechImageRetrievalPipeline(Pipeline):
 
     def _shipped_gallery(self, modality: Modality) -> Gallery:
         if modality not in self._shipped:
-            # The commit that the weights are of, so that a gallery of another revision is never compared with them.
-            commit = getattr(self.model.config, "_commit_hash", None)
-            gallery = find_gallery(self.model.name_or_path, modality, revision=commit)
+            # Of the revision that the weights are of.
+            gallery = find_gallery(self.model.name_or_path, modality, **self.model.hub_options)
             width = self.model.config.projection_dim
             if gallery.embeddings.shape[1] != width:
                 raise ValueError(
