@@ -129,6 +129,24 @@ class SpeechImageRetrievalPipeline(Pipeline):
             files=[None] * len(items),
         )
 
+    def shipped_gallery(self, modality: Modality) -> Gallery:
+        """What is searched without candidates.
+
+        Raises:
+            ValueError: the model ships none of this modality, or another model's.
+        """
+        if modality not in self._shipped:
+            # Of the revision that the weights are of.
+            gallery = find_gallery(self.model.name_or_path, modality, **self.model.hub_options)
+            width = self.model.config.projection_dim
+            if gallery.embeddings.shape[1] != width:
+                raise ValueError(
+                    f"The shipped gallery has embeddings of {gallery.embeddings.shape[1]} numbers and the model makes "
+                    f"{width}: it is another model's. Write it again from an index of this model."
+                )
+            self._shipped[modality] = gallery
+        return self._shipped[modality]
+
     def preprocess(
         self,
         input_: Sequence[Any],
@@ -159,13 +177,12 @@ class SpeechImageRetrievalPipeline(Pipeline):
         }
         encode = self.model.get_image_features if "pixel_values" in inputs else self.model.get_speech_features
         output = encode(**inputs, pooled_only=not keep_states)
-        encoded = {"embeddings": output.pooler_output.float()}
-        if keep_states:
-            states = output.last_hidden_state
-            mask = getattr(output, "attention_mask", None)
-            every_token = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-            encoded |= {"states": states, "mask": every_token if mask is None else mask}
-        return encoded
+        if not keep_states:
+            return {"embeddings": output.pooler_output.float()}
+        states, mask = output.last_hidden_state, getattr(output, "attention_mask", None)
+        every_token = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+        mask = every_token if mask is None else mask
+        return {"embeddings": output.pooler_output.float(), "states": states, "mask": mask}
 
     def postprocess(
         self,
@@ -185,12 +202,11 @@ class SpeechImageRetrievalPipeline(Pipeline):
         answers = []
         for query, places in enumerate(order):
             reranked = places[:rerank_top_k]
-            match = torch.empty(0)
+            match = fine = torch.empty(0)
             if rerank_top_k:
                 match = self._match(queries.states[query], [gallery.states[place] for place in reranked], gallery)
-            fine = match
-            if rerank_top_k and rule == "sim+sic":
-                fine = match + coarse[query, reranked] / self.model.temperature.item()
+                added = coarse[query, reranked] / self.model.temperature.item() if rule == "sim+sic" else 0
+                fine = match + added
             by_fine = [*fine.argsort(descending=True, stable=True).tolist(), *range(len(reranked), len(places))]
             answers.append(
                 [
@@ -222,7 +238,7 @@ class SpeechImageRetrievalPipeline(Pipeline):
 
     def _gallery(self, candidates: Any, modality: Modality, encoding: dict[str, Any]) -> Gallery:
         if candidates is None:
-            return self._shipped_gallery(modality)
+            return self.shipped_gallery(modality)
         if not isinstance(candidates, Gallery):
             candidates = self.encode(candidates, what="candidates", **encoding)
         if candidates.modality != modality:
@@ -231,19 +247,6 @@ class SpeechImageRetrievalPipeline(Pipeline):
                 "recordings find pictures, and pictures find recordings."
             )
         return candidates
-
-    def _shipped_gallery(self, modality: Modality) -> Gallery:
-        if modality not in self._shipped:
-            # Of the revision that the weights are of.
-            gallery = find_gallery(self.model.name_or_path, modality, **self.model.hub_options)
-            width = self.model.config.projection_dim
-            if gallery.embeddings.shape[1] != width:
-                raise ValueError(
-                    f"The shipped gallery has embeddings of {gallery.embeddings.shape[1]} numbers and the model makes "
-                    f"{width}: it is another model's. Write it again from an index of this model."
-                )
-            self._shipped[modality] = gallery
-        return self._shipped[modality]
 
     @torch.inference_mode()
     def _match(self, query: Tensor, candidates: Sequence[Tensor], gallery: Gallery) -> Tensor:

@@ -54,9 +54,7 @@ def read_recording(upload: Path | bytes, limits: UploadLimits) -> dict[str, Any]
             samples = _mono(recording)
             rate = recording.samplerate
     except (soundfile.LibsndfileError, RuntimeError, TypeError):
-        raise UploadRefused(
-            "This file cannot be read as a recording. Send WAV, FLAC, MP3, Ogg or Opus, or record in the page."
-        ) from None
+        raise UploadRefused("This file cannot be read as a recording. Send WAV, FLAC, MP3, Ogg or Opus.") from None
     if not np.isfinite(samples).all():
         raise UploadRefused("This recording is damaged: it has samples that are no numbers.")
     if not samples.any():
