@@ -37,7 +37,10 @@ def publish(
         ),
     ] = None,
     gallery: Annotated[
-        str | None, typer.Option(metavar="INDEX", help="An index whose pictures are published with the model.")
+        list[str] | None,
+        typer.Option(
+            metavar="INDEX", help="An index of pictures or recordings to publish with the model; may be repeated."
+        ),
     ] = None,
     card: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A card of your own in place of the one that is rendered.")
@@ -53,7 +56,9 @@ def publish(
     """Publish a model on the Hub, in one commit, once it loads where this package is not installed."""
     from ..hub_cards.publishing import Publication, publish_model, staged
 
-    publication = Publication(model, repo_id, _example(model, examples), gallery, card, license, tuple(dataset or ()))
+    publication = Publication(
+        model, repo_id, _example(model, examples), tuple(gallery or ()), card, license, tuple(dataset or ())
+    )
     if not dry_run:
         typer.echo(publish_model(publication, private=private, revision=revision, say=typer.echo))
         return

@@ -14,6 +14,7 @@ from ..corpora.hub import is_hub_id
 from ..evaluation.recall import RECALL_CUTOFFS
 from ..evaluation.report_text import interval, protocol_lines
 from ..evaluation.standard_pools import corpus_called, corpus_name
+from ..modeling.shipped_gallery import GALLERY_FOLDERS
 from ..processing.processing_speech_image_retrieval import MAX_CHUNKS
 from .refusal import PublishError
 
@@ -72,7 +73,8 @@ def render_model_card(
 ) -> ModelCard:
     """The card of a staged folder, with the metadata that the Hub reads.
 
-    With a gallery, the endpoint answers the contract of audio classification, which has a widget.
+    With a gallery of pictures, its endpoint answers the contract of audio classification, which has a widget; with one
+    of recordings alone, that of image classification.
 
     Args:
         reports: see :func:`published_report`.
@@ -83,7 +85,7 @@ def render_model_card(
     processor = _read(folder / "processor_config.json")
     training = _read(folder / "training.json") if (folder / "training.json").is_file() else {}
     corpus = training.get("corpus") or reports[0]["protocol"]["corpus"]
-    has_gallery = (folder / "gallery").is_dir()
+    galleries = [modality for modality, place in GALLERY_FOLDERS.items() if (folder / place).is_dir()]
     backbones = [training[name] for name in ("speech_backbone", "vision_backbone") if training.get(name)]
     recording, picture = (next((folder / "examples").glob(f"{kind}.*")) for kind in ("recording", "picture"))
     data = ModelCardData(
@@ -91,13 +93,13 @@ def render_model_card(
         language=sorted({tag.split("-")[0] for tag in training.get("languages", ())}) or None,
         license=license,
         library_name="transformers",
-        pipeline_tag="audio-classification" if has_gallery else "feature-extraction",
+        pipeline_tag=_task(galleries),
         base_model=backbones or None,
         datasets=list(datasets) or ([corpus] if is_hub_id(corpus) else None),
         metrics=["recall"],
         tags=_TAGS,
         eval_results=[result for report in reports for result in eval_results(report)],
-        widget=[{"src": f"examples/{recording.name}", "example_title": "A spoken query"}] if has_gallery else None,
+        widget=_widget(galleries, recording, picture),
         co2_eq_emissions={"emissions": training["co2_grams"]} if "co2_grams" in training else None,
     )
     return ModelCard.from_template(
@@ -118,8 +120,22 @@ def render_model_card(
         longest=MAX_CHUNKS * processor["max_seconds"],
         recording=recording.name,
         picture=picture.name,
-        has_gallery=has_gallery,
+        galleries=galleries,
     )
+
+
+def _task(galleries: Sequence[str]) -> str:
+    if "image" in galleries:
+        return "audio-classification"
+    return "image-classification" if galleries else "feature-extraction"
+
+
+def _widget(galleries: Sequence[str], recording: Path, picture: Path) -> list[dict[str, str]] | None:
+    """What to try, of the one kind that the task takes."""
+    if not galleries:
+        return None
+    shown, title = (recording, "A spoken query") if "image" in galleries else (picture, "A picture")
+    return [{"src": f"examples/{shown.name}", "example_title": title}]
 
 
 def check_metadata(card: ModelCard) -> None:

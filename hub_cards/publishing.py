@@ -31,7 +31,7 @@ class Publication:
         model: the exported folder, with its `evaluation.json`.
         repo_id: where to, such as `org/name`.
         example: a row of a corpus whose recording and picture are shown and tried; None takes those of the model.
-        gallery: an index whose pictures are published with the model; None for none.
+        galleries: indexes of pictures or of recordings that are published with the model.
         card: a card of your own in place of the one that is rendered.
         license: of the weights, as the Hub names it.
         datasets: Hub ids of the training data, for the card.
@@ -40,7 +40,7 @@ class Publication:
     model: Path
     repo_id: str
     example: Mapping[str, Any] | None = None
-    gallery: str | None = None
+    galleries: Sequence[str] = ()
     card: Path | None = None
     license: str = "apache-2.0"
     datasets: Sequence[str] = ()
@@ -61,7 +61,8 @@ def staged(publication: Publication) -> Iterator[Path]:
     _check_reports_are_of(model, reports.values())
     with tempfile.TemporaryDirectory(prefix=".publishing-", dir=model.resolve().parent) as place:
         folder = Path(place) / "model"
-        stage_model(model, folder, publication.example, publication.gallery)
+        rule = reports["evaluation.json"]["protocol"]["score_rule"] or "sim"
+        stage_model(model, folder, publication.example, publication.galleries, rule)
         reports = {name: published_report(report) for name, report in reports.items()}
         for name, report in reports.items():
             replace_file(folder / name, (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())

@@ -5,20 +5,23 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import soundfile
 from PIL import Image
 
+from ..evaluation.reranking import ScoreRule
 from .refusal import PublishError
 
 ENDPOINT_FILES = (Path(__file__).with_name("handler.py"), Path(__file__).with_name("requirements.txt"))
 """What Inference Endpoints run and install."""
 
 
-def stage_model(model: Path, folder: Path, example: Mapping[str, Any] | None, gallery: str | None) -> None:
+def stage_model(
+    model: Path, folder: Path, example: Mapping[str, Any] | None, galleries: Sequence[str], score_rule: ScoreRule
+) -> None:
     """Put together what of a model is published, but for its card.
 
     Args:
@@ -26,7 +29,8 @@ def stage_model(model: Path, folder: Path, example: Mapping[str, Any] | None, ga
         folder: where to; made.
         example: a row of a corpus, whose recording and picture are shown and tried; None takes those that are in
             `examples/` of the model.
-        gallery: an index whose pictures the published model can search by itself.
+        galleries: indexes of pictures, of recordings or of both, which the published model searches by itself.
+        score_rule: what orders re-ranked answers from them.
 
     Raises:
         PublishError: there is no example.
@@ -41,11 +45,12 @@ def stage_model(model: Path, folder: Path, example: Mapping[str, Any] | None, ga
             f"There is no recording and no picture to show and try {model} with. Give a corpus that has them: "
             "--examples CORPUS"
         )
-    if gallery is not None:
-        from .gallery import write_gallery
+    if galleries:
+        shutil.rmtree(folder / "gallery", ignore_errors=True)  # those of the model itself, which are links
+        from .gallery import ship_gallery  # needs LanceDB
 
-        shutil.rmtree(folder / "gallery", ignore_errors=True)
-        write_gallery(gallery, folder / "gallery")
+        for uri in galleries:
+            ship_gallery(uri, folder, score_rule=score_rule)
 
 
 def replace_file(path: Path, content: bytes) -> None:
