@@ -13,23 +13,32 @@ from .refusal import PublishError
 from .staging import find_example
 
 _SCRIPT = """
-import json, sys
+import base64, importlib.util, json, sys
 sys.modules["speech_image_retrieval"] = None  # an import of it fails, wherever it is installed
 folder, recording, picture = sys.argv[1:]
+media = {"audio": recording, "image": picture}
 import torch
 from transformers import AutoModel, AutoProcessor
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 model, loading = AutoModel.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
 with torch.no_grad():
-    speech = model.get_speech_features(**processor(audio=recording)).pooler_output
-    image = model.get_image_features(**processor(images=[picture])).pooler_output
+    speech = model.get_speech_features(**processor(audio=recording)).pooler_output[0].tolist()
+    image = model.get_image_features(**processor(images=[picture])).pooler_output[0].tolist()
 found = {name: sorted(map(str, keys)) for name, keys in loading.items() if name.endswith("_keys") and keys}
-print(json.dumps({"keys": found, "norms": [float(speech.norm()), float(image.norm())]}))
+del model
+spec = importlib.util.spec_from_file_location("handler", folder + "/handler.py")
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+sent = {name: base64.b64encode(open(file, "rb").read()).decode() for name, file in media.items()}
+answer = module.EndpointHandler(folder)({"inputs": sent, "parameters": {"task": "embed"}})
+lengths = [float(torch.tensor(part).norm()) for part in (speech, image, answer["audio"], answer["image"])]
+print(json.dumps({"keys": found, "lengths": lengths}))
 """
 
 
 def check_clean_load(folder: Path) -> None:
-    """Load a staged folder by the code it carries, offline, and embed its example recording and picture.
+    """Load a staged folder by the code it carries, offline, and embed its example recording and picture, by the model
+    and by the handler of endpoints.
 
     Raises:
         PublishError: that fails; the message ends in what Python said.
@@ -58,8 +67,8 @@ def check_clean_load(folder: Path) -> None:
             f"The weights are not those of the model: {len(keys)} {kind.replace('_', ' ')}, {keys[0]} first. Export "
             "the model again; a queue, a teacher or an optimizer is none of it."
         )
-    if not all(abs(norm - 1) < 1e-2 for norm in found["norms"]):
+    if not all(abs(length - 1) < 1e-2 for length in found["lengths"]):
         raise PublishError(
-            f"The model gives the example embeddings of length {found['norms'][0]:g} and {found['norms'][1]:g} "
-            "instead of 1: its weights are damaged. Export it from a checkpoint that was well."
+            f"The model gives the example embeddings of lengths {', '.join(map(str, found['lengths']))} instead of 1: "
+            "its weights are damaged. Export it from a checkpoint that was well."
         )

@@ -18,15 +18,15 @@ from .refusal import PublishError
 _KEPT = ".gitattributes"  # the Hub's own, which says what is stored as a large file
 
 
-def prepare_repository(api: HfApi, repo_id: str, kind: str, private: bool) -> None:
-    """Make a repository unless it is there, so that a missing permission is known before anything is computed.
+def make_repository(api: HfApi, repo_id: str, kind: str, private: bool) -> bool:
+    """Make a repository unless it is there; returns whether it is private.
 
     Args:
         kind: `model`, `dataset` or `space`.
-        private: whether a new repository is private. One that is public stays so, and is refused.
+        private: whether a new repository is; one that is there stays as it is.
 
     Raises:
-        PublishError: the Hub does not allow it, or everybody could read what shall be private.
+        PublishError: the Hub does not allow it.
     """
     try:
         api.create_repo(
@@ -36,10 +36,18 @@ def prepare_repository(api: HfApi, repo_id: str, kind: str, private: bool) -> No
             exist_ok=True,
             space_sdk="static" if kind == "space" else None,
         )
-        public = not api.repo_info(repo_id, repo_type=kind).private
+        return bool(api.repo_info(repo_id, repo_type=kind).private)
     except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
         raise _explained(error, repo_id, "Nothing was uploaded") from error
-    if private and public:
+
+
+def make_repository_as_asked(api: HfApi, repo_id: str, kind: str, private: bool) -> None:
+    """Make a repository unless it is there, and refuse one that everybody reads where it shall be private.
+
+    Raises:
+        PublishError: that, or the Hub does not allow it.
+    """
+    if not make_repository(api, repo_id, kind, private) and private:
         raise PublishError(
             f"{repo_id} is on the Hub already, and everybody can read it. Make it private in its settings, or publish "
             "without --private."
@@ -76,7 +84,7 @@ def commit_folder(api: HfApi, folder: Path, repo_id: str, kind: str, revision: s
             revision=revision,
             parent_commit=before.sha,  # whoever published at the same time is not overwritten unseen
         ).commit_url
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError, ValueError) as error:
+    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
         raise _explained(error, repo_id, f"Its branch {revision or 'main'} is as it was") from error
 
 

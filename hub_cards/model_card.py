@@ -86,7 +86,7 @@ def render_model_card(
     training = _read(folder / "training.json") if (folder / "training.json").is_file() else {}
     corpus = training.get("corpus") or reports[0]["protocol"]["corpus"]
     galleries = [modality for modality, place in GALLERY_FOLDERS.items() if (folder / place).is_dir()]
-    backbones = [training[name] for name in ("speech_backbone", "vision_backbone") if training.get(name)]
+    backbones = [training[name] for name in ("speech_backbone", "vision_backbone") if name in training]
     recording, picture = (next((folder / "examples").glob(f"{kind}.*")) for kind in ("recording", "picture"))
     data = ModelCardData(
         model_name=repo_id.split("/")[-1],
@@ -108,7 +108,7 @@ def render_model_card(
         repo_id=repo_id,
         speech_encoder=config["speech_config"]["model_type"],
         vision_encoder=config["vision_config"]["model_type"],
-        from_scratch=not backbones and bool(training),
+        from_scratch=training.get("pretrained") is False,
         backbones=backbones,
         training=training,
         corpus=corpus,

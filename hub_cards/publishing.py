@@ -16,7 +16,7 @@ from ..evaluation.model_identity import model_identity
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
 from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
 from .clean_load import check_clean_load
-from .commit import commit_folder, prepare_repository
+from .commit import commit_folder, make_repository_as_asked
 from .content import check_content
 from .model_card import check_metadata, own_card, published_report, read_reports, render_model_card
 from .refusal import PublishError
@@ -102,7 +102,7 @@ def publish_model(
     api = api or HfApi()
     with staged(publication) as folder:
         say(f"Checked. Uploading to {publication.repo_id}")
-        prepare_repository(api, publication.repo_id, "model", private)
+        make_repository_as_asked(api, publication.repo_id, "model", private)
         return commit_folder(api, folder, publication.repo_id, "model", revision, f"Publish {publication.model.name}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from .objective import CoarseToFineObjective, Losses
 from .optimizers import build_optimizers, learning_rate_factor
 from .policies import keep_frozen_in_evaluation
 from .precision import resolve_precision
+from .record import training_record
 from .setup import (
     build_model,
     build_objective,
@@ -55,6 +56,8 @@ class Trainer:
     Args:
         objective: from the arguments, the model and the number of training rows to what a batch costs; for
             experiments with other losses.
+        publish: publishes the folder of the model, with a row of the test split for an example. Called at the end, and
+            with every n-th checkpoint if the arguments say so.
     """
 
     def __init__(
@@ -63,8 +66,10 @@ class Trainer:
         objective: Callable[
             [TrainingArguments, SpeechImageRetrievalModel, int], CoarseToFineObjective
         ] = build_objective,
+        publish: Callable[[Path, Mapping[str, Any]], Any] | None = None,
     ):
         self.arguments = arguments
+        self.publish = publish
         self.output_dir = Path(arguments.output_dir)
         self.console = Console(stderr=True)
         self.precision = resolve_precision(arguments.mixed_precision, PartialState().device)
@@ -93,6 +98,8 @@ class Trainer:
         self.epoch = 0
         self.best: tuple[bool, float] | None = None  # (multimodal encoder trained, validation mean R@1)
         self.order = torch.empty(0, dtype=torch.long)
+        self.saved = 0  # checkpoints of this session
+        self.started = time.perf_counter()  # as if all sessions had been one
 
     def _open_corpus(self) -> DatasetDict:
         """The corpus, of a streamed one all splits but the training split."""
@@ -147,6 +154,7 @@ class Trainer:
         state, extra = load_checkpoint(checkpoint, self.objective, self.optimizers)
         self.step, self.epoch, self.best = state["step"], state["epoch"], state["best"]
         self.order = extra["order"]
+        self.started -= state.get("seconds", 0.0)
         changed = changed_fields(self.arguments, self.output_dir / "arguments.yaml")
         if changed and self.step >= self.total_steps:
             raise ArgumentError(
@@ -314,12 +322,50 @@ class Trainer:
         if self.best is None or score >= tuple(self.best):
             self.best = score
             export_model(self.objective.model, self.processor, self.output_dir / "model")
+            self._write_beside_model("evaluation.json", report)  # until the test splits are measured
+            self._write_beside_model("training.json", self._record())
+
+    def _record(self) -> dict[str, Any]:
+        return training_record(
+            self.arguments,
+            len(self.examples),
+            None if self.arguments.stream else self.corpus["train"],
+            steps=self.step,
+            step_batch=self._step_batch,
+            precision=self.precision,
+            device=self.accelerator.device,
+            seconds=self._seconds,
+        )
+
+    @property
+    def _seconds(self) -> float:
+        return time.perf_counter() - self.started
+
+    def _write_beside_model(self, name: str, content: dict[str, Any]) -> None:
+        (self.output_dir / "model" / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def _save(self) -> None:
-        progress = {"step": self.step, "epoch": self.epoch, "best": self.best}
+        progress = {"step": self.step, "epoch": self.epoch, "best": self.best, "seconds": self._seconds}
         save_checkpoint(
             self.output_dir / "checkpoints", self.objective, self.optimizers, progress, {"order": self.order}
         )
+        self.saved += 1
+        due = self.saved % (self.arguments.push_every_checkpoints or math.inf) == 0
+        if due and self.best is not None and self.step < self.total_steps:
+            self._publish_so_far()
+
+    def _publish_so_far(self) -> None:
+        """Publish the best model of the unfinished run. Whatever goes wrong with that, training goes on."""
+        if self.publish is None:
+            return
+        try:
+            self.publish(self.output_dir / "model", self.corpus["test"][0])
+        except Exception as error:
+            self.console.print(
+                f"WARNING: step {self.step} was not published, and training goes on. {type(error).__name__}: {error}",
+                style="bold red",
+                markup=False,
+            )
 
     def _finish(self) -> dict[str, Any]:
         """Measure the best model, as exported, on the test splits, and leave figures and curves."""
@@ -341,6 +387,8 @@ class Trainer:
             self.console.print(format_report(report))
         draw_curves(self.output_dir / "log.csv", self.output_dir / "curves.png")
         self.console.print(f"Model: {folder}  Figures: {self.output_dir / 'evaluation.json'}")
+        if self.publish is not None:
+            self.publish(folder, self.corpus["test"][0])
         return reports["test"]
 
 

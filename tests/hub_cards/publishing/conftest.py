@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from speech_image_retrieval.evaluation import evaluate_retrieval
 from speech_image_retrieval.evaluation.model_identity import model_identity
-from speech_image_retrieval.hub_cards import staging
+from speech_image_retrieval.hub_cards import publishing
 from speech_image_retrieval.training.export import export_model
 
 from ...hub_server import TOKEN, HubServer
@@ -19,7 +19,8 @@ from ...retrieval.tiny_gallery import tiny_model, tiny_processor, write_picture,
 TRAINING = {
     "corpus": "org/spoken",
     "captions": 1200,
-    "languages": ["en-GB", "cs"],
+    "languages": ["cs", "en-GB"],
+    "pretrained": True,
     "speech_backbone": "facebook/hubert-base-ls960",
     "vision_backbone": "facebook/dinov2-small",
     "steps": 30,
@@ -32,17 +33,9 @@ TRAINING = {
 
 
 @pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+def _as_the_hub_on_loopback_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-
-
-@pytest.fixture(autouse=True)
-def _endpoint_files(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.mktemp("endpoint")
-    files = {"handler.py": "class EndpointHandler: ...\n", "requirements.txt": "soundfile\n"}
-    for name, text in files.items():
-        (folder / name).write_text(text)
-    monkeypatch.setattr(staging, "ENDPOINT_FILES", tuple(folder / name for name in files))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
 
 
 @pytest.fixture(scope="session")
@@ -79,3 +72,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]
 @pytest.fixture
 def api(hub: HubServer) -> HfApi:
     return HfApi(endpoint=hub.url, token=TOKEN)
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the clean process, which takes as long as all else together."""
+    monkeypatch.setattr(publishing, "check_clean_load", lambda folder: None)
