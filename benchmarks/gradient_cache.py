@@ -57,8 +57,8 @@ def _measure(config: str, overrides: list[str], batch: int, micro_batch: int) ->
     changes = [f"batch_size={micro_batch}", f"gradient_accumulation_steps={batch // micro_batch}"]
     changes += ["matching_start_step=0", "group_start_step=1000000", "output_dir=outputs/gradient_cache"]
     trainer = Trainer(load_arguments(config, [*overrides, *changes]))
-    trainer.order = trainer._compose_epoch()
-    steps = trainer._steps()
+    order = trainer.batches.compose(epoch=0, queue=None)
+    steps = trainer.batches.steps(0, order)
     before = _peak()
     for _ in range(_STEPS):
         micro_batches = next(steps)

@@ -1,6 +1,6 @@
 """The `sir` command."""
 
-from . import build, corpus, evaluate, index, report, search, serve
+from . import build, corpus, evaluate, index, publish, report, search, serve
 from .app import app
 
-__all__ = ["app", "build", "corpus", "evaluate", "index", "report", "search", "serve"]
+__all__ = ["app", "build", "corpus", "evaluate", "index", "publish", "report", "search", "serve"]

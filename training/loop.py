@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,37 +13,34 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, set_seed
 from datasets import Dataset, DatasetDict
 from rich.console import Console
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import nn
 
 from ..corpora.hub import load_hub_corpus, stream_training_rows
 from ..corpora.progress import counted_progress
 from ..corpora.schema import load_corpus
-from ..evaluation import evaluate_retrieval, format_report
-from ..evaluation.model_identity import model_identity
-from ..evaluation.standard_pools import corpus_name
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
-from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
 from .arguments import ArgumentError, TrainingArguments, changed_fields, save_arguments
 from .augmentation import build_augmentations
 from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from .examples import Collator, ExampleReader, SpokenCaptions, to_device
-from .export import export_model
-from .frozen_features import FeatureProcessor, FeatureRows, cached_rows
+from .embedding_queue import EmbeddingQueue
+from .epoch_batches import EpochBatches
+from .examples import Collator, ExampleReader, SpokenCaptions
+from .frozen_features import FeatureRows, cached_rows
 from .gradient_cache import backward
-from .hard_batches import grouped_batches, length_bucketed_batches, shuffled_batches
-from .log import TrainingLog, draw_curves
+from .log import TrainingLog
 from .objective import Batch, CoarseToFineObjective, Losses
 from .optimizers import build_optimizers, learning_rate_factor
 from .policies import keep_frozen_in_evaluation
 from .precision import resolve_precision
+from .record import training_record
+from .run_model import Publish, RunModel, Score
 from .setup import (
     build_model,
     build_objective,
     build_processor,
     initialize_from_speech_transformer,
 )
-from .stopping import SigtermWatch, ignore_sigterm, save_for_inspection
+from .stopping import SigtermWatch, save_for_inspection
 from .streaming import StreamedCaptions
 
 
@@ -57,6 +53,8 @@ class Trainer:
     Args:
         objective: from the arguments, the model and the number of training rows to what a batch costs; for
             experiments with other losses.
+        publish: publishes the folder of the model, with a row of the test split for an example. Called at the end, and
+            with every n-th checkpoint if the arguments say so.
     """
 
     def __init__(
@@ -65,6 +63,7 @@ class Trainer:
         objective: Callable[
             [TrainingArguments, SpeechImageRetrievalModel, int], CoarseToFineObjective
         ] = build_objective,
+        publish: Publish | None = None,
     ):
         self.arguments = arguments
         self.output_dir = Path(arguments.output_dir)
@@ -86,15 +85,17 @@ class Trainer:
         # Neither is wrapped: gradients are summed by gradient_cache, once a step.
         self.objective = objective(arguments, model, len(self.examples)).to(self.accelerator.device)
         self.optimizers = build_optimizers(arguments, model)
-        self._check_shares()
+        self.batches = EpochBatches(arguments, self.examples, Collator(self.processor.time_axis))
+        self.model = RunModel(arguments, self.processor, self.corpus, self.console, publish)
         set_seed(arguments.seed, device_specific=True)
-        self.batches_per_epoch = max(1, len(self.examples) // self._step_batch)
-        planned = arguments.num_epochs * self.batches_per_epoch
+        planned = arguments.num_epochs * self.batches.per_epoch
         self.total_steps = min(planned, arguments.max_steps or planned)
         self.step = 0
         self.epoch = 0
-        self.best: tuple[bool, float] | None = None  # (multimodal encoder trained, validation mean R@1)
+        self.best: Score | None = None
         self.order = torch.empty(0, dtype=torch.long)
+        self.saved = 0  # checkpoints of this session
+        self.started = time.perf_counter()  # as if all sessions had been one
 
     def _open_corpus(self) -> DatasetDict:
         """The corpus, of a streamed one all splits but the training split."""
@@ -124,23 +125,6 @@ class Trainer:
                 autocast=self.accelerator.autocast,
             )
 
-    @property
-    def _shares(self) -> int:
-        """Micro-batches per optimizer step, of all processes."""
-        return self.arguments.gradient_accumulation_steps * self.accelerator.num_processes
-
-    @property
-    def _step_batch(self) -> int:
-        """Rows per optimizer step."""
-        return self.arguments.batch_size * self._shares
-
-    def _check_shares(self) -> None:
-        if self.accelerator.num_processes > 1 and len(self.examples) < self._step_batch:
-            raise ArgumentError(
-                f"The training split has {len(self.examples)} rows, fewer than the {self._step_batch} of one step of "
-                f"{self.accelerator.num_processes} processes. Lower batch_size, or use fewer processes."
-            )
-
     def run(self) -> dict[str, Any]:
         """Train to the end, from the newest checkpoint if there is one; returns the report on the test split."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -159,7 +143,7 @@ class Trainer:
                 self._train_epoch()
         if self.accelerator.is_main_process:
             self.log.close()
-        return self._in_main_process(self._finish)
+        return self._in_main_process(lambda: self.model.finish(self.accelerator.device, self._matching_trained))
 
     def _in_main_process(self, work: Callable[[], Any]) -> Any:
         """What `work` returns, done by one process while the others wait."""
@@ -173,6 +157,7 @@ class Trainer:
         state, extra = load_checkpoint(checkpoint, self.objective, self.optimizers)
         self.step, self.epoch, self.best = state["step"], state["epoch"], state["best"]
         self.order = extra["order"]
+        self.started -= state.get("seconds", 0.0)
         changed = changed_fields(self.arguments, self.output_dir / "arguments.yaml")
         if changed and self.step >= self.total_steps:
             raise ArgumentError(
@@ -186,14 +171,14 @@ class Trainer:
     def _train_epoch(self) -> None:
         """The rest of the current epoch, or a new one, and what is due at its end."""
         if len(self.order) == 0:
-            self.order = self._compose_epoch()
+            self.order = self.batches.compose(self.epoch, self._mined_queue)
         started, pairs = time.perf_counter(), 0
-        for micro_batches in self._steps():
+        for micro_batches in self.batches.steps(self.epoch, self.order):
             losses, norm = self._optimize(micro_batches)
             self.step += 1
             if not math.isfinite(norm):
                 raise self._not_finite("The gradient is", self.step, micro_batches)
-            self.order = self.order[self._step_batch :]
+            self.order = self.order[self.batches.step_batch :]
             pairs += sum(len(batch.rows) for batch in micro_batches)
             self._report(losses, norm, pairs / (time.perf_counter() - started))
             if self.step == self.total_steps:
@@ -210,6 +195,11 @@ class Trainer:
         if last or self._checkpoint_due or self.epoch % self.arguments.checkpoint_every_epochs == 0:
             self._save()
 
+    @property
+    def _mined_queue(self) -> EmbeddingQueue | None:
+        mined = self.arguments.group_size > 1 and self.step >= self.arguments.group_start_step
+        return self.objective.queue if mined else None
+
     def _end_early(self) -> None:
         self._save()
         self.console.print(
@@ -220,53 +210,6 @@ class Trainer:
     @property
     def _checkpoint_due(self) -> bool:
         return self.step % (self.arguments.checkpoint_every_steps or math.inf) == 0
-
-    def _compose_epoch(self) -> Tensor:
-        """Row numbers of a whole epoch, batch after batch. Depends on the seed, the epoch and the queue alone."""
-        arguments = self.arguments
-        generator = torch.Generator().manual_seed(arguments.seed * 1_000_003 + self.epoch)
-        size = self._step_batch
-        if arguments.group_size > 1 and self.step >= arguments.group_start_step and len(self.objective.queue):
-            image_ids = self.examples.image_ids
-            batches = grouped_batches(self.objective.queue, image_ids, size, arguments.group_size, generator)
-        elif arguments.length_bucketing:
-            batches = length_bucketed_batches(self.examples.speech_sizes(), size, generator)
-        else:
-            batches = shuffled_batches(len(self.examples), size, generator)
-        # A batch that is not full would be a whole step on a few pairs: its rows wait for the next epoch.
-        return torch.cat(sorted(batches, key=len, reverse=True)[: self.batches_per_epoch])
-
-    def _steps(self) -> Iterator[list[Any]]:
-        """Micro-batches of every remaining optimizer step of the epoch."""
-        self.examples.start_epoch(self.epoch)
-        done = min(self.batches_per_epoch * self._step_batch, len(self.examples)) - len(self.order)
-        steps = [
-            [micro.tolist() for micro in rows.split(math.ceil(len(rows) / self._shares))]
-            for rows in self.order.split(self._step_batch)
-        ]
-        every = self.examples.batch_sampler([rows for step in steps for rows in step], first=done)
-        loader = iter(
-            DataLoader(
-                self.examples,
-                batch_sampler=self._own(every),
-                collate_fn=Collator(self.processor.time_axis),
-                num_workers=self.arguments.num_workers,
-                worker_init_fn=ignore_sigterm,
-                # Workers take their seed from the given generator, not from the run's random state.
-                generator=torch.Generator().manual_seed(self.arguments.seed),
-            )
-        )
-        for step in steps:
-            own = math.ceil(len(step) / self.accelerator.num_processes)
-            yield [to_device(next(loader), self.accelerator.device) for _ in range(own)]
-
-    def _own(self, micro_batches: Iterable[Any]) -> list[Any] | Iterator[Any]:
-        """Of every step's micro-batches those of this process, which are next to each other."""
-        if self.accelerator.num_processes == 1:
-            return micro_batches
-        each, processes = self.arguments.gradient_accumulation_steps, self.accelerator.num_processes
-        own = self.accelerator.process_index
-        return (batch for place, batch in enumerate(micro_batches) if place // each % processes == own)
 
     def _optimize(self, micro_batches: list[Any]) -> tuple[Losses, float]:
         """One optimizer step."""
@@ -303,7 +246,7 @@ class Trainer:
 
     def _backward(self, micro_batches: list[Any], options: dict[str, Any]) -> Losses:
         """The gradients of one step, and its losses."""
-        if self._shares > 1:
+        if self.batches.micro_batches > 1:
             return backward(self.objective, micro_batches, autocast=self.accelerator.autocast, **options)
         with self.accelerator.autocast():
             losses = self.objective(micro_batches[0], **options)
@@ -343,26 +286,9 @@ class Trainer:
         switched_on = bool(arguments.matching_weight or arguments.listwise_weight)
         return switched_on and self.step > arguments.matching_start_step
 
-    def _evaluate(
-        self, model: SpeechImageRetrievalModel, split: str, rows: Dataset | FeatureRows, rerank_top_k: int
-    ) -> dict[str, Any]:
-        # In full precision, as `sir evaluate` measures it.
-        return evaluate_retrieval(
-            model,
-            FeatureProcessor(self.processor),
-            rows,
-            corpus=corpus_name(self.arguments.corpus),
-            split=split,
-            rerank_top_k=rerank_top_k if self._matching_trained else 0,
-            score_rule=self.arguments.score_rule,
-            batch_size=self.arguments.evaluation_batch_size,
-        )
-
-    def _validate(self) -> tuple[bool, float]:
+    def _validate(self) -> Score:
         """Measure recall on the validation split; the best model so far is exported. Returns the best's score."""
-        report = self._evaluate(
-            self.objective.model, "validation", self.validation, self.arguments.validation_rerank_top_k
-        )
+        report, score = self.model.validate(self.objective.model, self.validation, self._matching_trained)
         values = {
             f"validation/{direction.replace('_', ' ')}, {stage}": report[direction][stage]["R@1"]
             for direction in ("speech_to_image", "image_to_speech")
@@ -371,41 +297,36 @@ class Trainer:
         self.log.write(self.step, values)
         means = ", ".join(f"{stage} {value:.1f}" for stage, value in report["mean_r1"].items())
         self.console.print(f"step {self.step}, epoch {self.epoch}: validation mean R@1 {means}")
-        stage = "reranked" if "reranked" in report["mean_r1"] else "coarse"
-        # A model whose multimodal encoder is trained is better than any without, whatever the coarse recall was.
-        score = (stage == "reranked", report["mean_r1"][stage])
         if self.best is not None and score < tuple(self.best):
             return self.best
-        export_model(self.objective.model, self.processor, self.output_dir / "model")
+        self.model.export(self.objective.model, report, self._record())
         return score
 
+    def _record(self) -> dict[str, Any]:
+        return training_record(
+            self.arguments,
+            len(self.examples),
+            None if self.arguments.stream else self.corpus["train"],
+            steps=self.step,
+            step_batch=self.batches.step_batch,
+            precision=self.precision,
+            device=self.accelerator.device,
+            seconds=self._seconds,
+        )
+
+    @property
+    def _seconds(self) -> float:
+        return time.perf_counter() - self.started
+
     def _save(self) -> None:
-        progress = {"step": self.step, "epoch": self.epoch, "best": self.best}
+        progress = {"step": self.step, "epoch": self.epoch, "best": self.best, "seconds": self._seconds}
         save_checkpoint(
             self.output_dir / "checkpoints", self.objective, self.optimizers, progress, {"order": self.order}
         )
-
-    def _finish(self) -> dict[str, Any]:
-        """Measure the best model, as exported, on the test splits, and leave figures and curves."""
-        folder = self.output_dir / "model"
-        model = SpeechImageRetrievalModel.from_pretrained(folder).to(self.accelerator.device)
-        reports = {
-            split: self._evaluate(model, split, rows, self.arguments.rerank_top_k)
-            for split, rows in self.corpus.items()
-            if split.startswith("test")
-        }
-        processor = SpeechImageRetrievalProcessor.from_pretrained(folder)
-        # Not where the run's folder is: the same run leaves the same report.
-        checkpoint = {"name": folder.name, "fingerprint": model_identity(model, processor)}
-        for split, report in reports.items():
-            report["protocol"]["checkpoint"] = checkpoint
-            name = f"evaluation{split.removeprefix('test')}.json"
-            for place in (self.output_dir, folder):
-                (place / name).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-            self.console.print(format_report(report))
-        draw_curves(self.output_dir / "log.csv", self.output_dir / "curves.png")
-        self.console.print(f"Model: {folder}  Figures: {self.output_dir / 'evaluation.json'}")
-        return reports["test"]
+        self.saved += 1
+        due = self.saved % (self.arguments.push_every_checkpoints or math.inf) == 0
+        if due and self.best is not None and self.step < self.total_steps:
+            self._in_main_process(lambda: self.model.publish_so_far(self.step))
 
 
 __all__ = ["Trainer"]

@@ -83,7 +83,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(make_argument
 
 @pytest.mark.parametrize(
     ("method", "step"),
-    [("_compose_epoch", 3), ("_optimize", 4), ("_optimize", 8), ("_validate", 6), ("_save", 6), ("_optimize", 1)],
+    [("_train_epoch", 3), ("_optimize", 4), ("_optimize", 8), ("_validate", 6), ("_save", 6), ("_optimize", 1)],
     ids=["between epochs", "amid an epoch", "amid the last", "at validation", "before a checkpoint", "before any"],
 )
 def test_interrupted_and_resumed_equals_never_interrupted(
