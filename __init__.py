@@ -4,6 +4,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from .modeling.configuration_speech_image_retrieval import SpeechImageRetrievalConfig
 from .modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel, SpeechImageRetrievalOutput
+from .modeling.pipeline_speech_image_retrieval import SpeechImageRetrievalPipeline
 from .processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
 
 AutoConfig.register(SpeechImageRetrievalConfig.model_type, SpeechImageRetrievalConfig)
@@ -14,5 +15,6 @@ __all__ = [
     "SpeechImageRetrievalConfig",
     "SpeechImageRetrievalModel",
     "SpeechImageRetrievalOutput",
+    "SpeechImageRetrievalPipeline",
     "SpeechImageRetrievalProcessor",
 ]

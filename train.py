@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 from speech_image_retrieval.corpora.schema import CorpusError
-from speech_image_retrieval.training.arguments import ArgumentError, load_arguments
+from speech_image_retrieval.hub_cards.refusal import PublishError
+from speech_image_retrieval.training.arguments import ArgumentError, TrainingArguments, load_arguments
 
 
 def main() -> None:
@@ -37,9 +41,25 @@ def main() -> None:
         else:
             from speech_image_retrieval.training.loop import Trainer
 
-            Trainer(arguments).run()
-    except (ArgumentError, CorpusError) as error:
+            Trainer(arguments, publish=publisher(arguments)).run()
+    except (ArgumentError, CorpusError, PublishError) as error:
         sys.exit(f"error: {error}")
+
+
+def publisher(arguments: TrainingArguments) -> Callable[[Path, Mapping[str, Any]], str] | None:
+    """What publishes the model of a run. The repository is made now: a missing permission shall cost no training."""
+    if arguments.push_to_hub is None:
+        return None
+    from huggingface_hub import HfApi
+    from speech_image_retrieval.hub_cards.commit import make_repository
+    from speech_image_retrieval.hub_cards.publishing import Publication, publish_model
+
+    make_repository(HfApi(), arguments.push_to_hub, "model", private=True)
+
+    def publish(folder: Path, example: Mapping[str, Any]) -> str:
+        return publish_model(Publication(folder, arguments.push_to_hub, example))
+
+    return publish
 
 
 if __name__ == "__main__":

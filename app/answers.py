@@ -9,10 +9,10 @@ from typing import Any
 from PIL import Image
 
 from ..evaluation.reranking import ScoreRule
+from ..processing.uploads import UploadLimits, read_picture, read_recording
 from ..retrieval.index import SpeechImageIndex
 from ..retrieval.search import check_options
 from ..retrieval.sources import Modality
-from .uploads import UploadLimits, read_picture, read_recording
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..processing.uploads import UploadRefused
 from . import markup
 from .answers import Answer, Answering
 from .upload_folder import UploadFolder
-from .uploads import UploadRefused
 
 _log = logging.getLogger(__name__)
 _FAILED = "Something went wrong here, not with your file. Please try again; the log of this page has the reason."

@@ -57,8 +57,8 @@ def _trainer(options: argparse.Namespace, output_dir: Path, cache: str) -> Train
 
 def _steps(trainer: Trainer) -> Iterator[float]:
     """Seconds of each step of the first epoch, data included."""
-    trainer.order = trainer._compose_epoch()
-    batches = trainer._steps()
+    order = trainer.batches.compose(epoch=0, queue=None)
+    batches = trainer.batches.steps(0, order)
     while True:
         started = time.perf_counter()
         trainer._optimize(next(batches))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import typer
 
-from ..retrieval.spoken_queries import is_silent
+from ..processing.media import is_silent
 
 MAX_SECONDS = 30.0
 

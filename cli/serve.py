@@ -48,7 +48,7 @@ def serve(
     loaded, processor = load_model_of(indexes[0], infos[0], model)
     from ..app.answers import Answering
     from ..app.serving import serve as serve_page
-    from ..app.uploads import UploadLimits
+    from ..processing.uploads import UploadLimits
 
     limits = UploadLimits(max_seconds, max_megabytes)
     opened = [SpeechImageIndex.open(uri, loaded, processor) for uri in indexes]

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
-def counted_progress(what: str) -> Progress:
+def counted_progress(what: str, shown: bool = True) -> Progress:
     """A bar on standard error: how many of how many, the task's `status`, the time gone and the time left."""
     return Progress(
         TextColumn(what),
@@ -16,4 +16,5 @@ def counted_progress(what: str) -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        disable=not shown,
     )

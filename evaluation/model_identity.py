@@ -13,7 +13,15 @@ from torch import nn
 from .digest import weights_digest
 
 # What configurations say of a checkpoint's files and not of what the model computes.
-_NOT_COMPUTED = {"_name_or_path", "architectures", "auto_map", "dtype", "processor_class", "transformers_version"}
+_NOT_COMPUTED = {
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "custom_pipelines",
+    "dtype",
+    "processor_class",
+    "transformers_version",
+}
 
 
 def model_identity(model: nn.Module, processor: Callable) -> str:

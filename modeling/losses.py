@@ -41,13 +41,16 @@ def contrastive_loss(
 
 
 @torch.no_grad()
-def sample_hard_negatives(logits: Tensor, same_image: Tensor, count: int = 1) -> tuple[Tensor, Tensor]:
+def sample_hard_negatives(
+    logits: Tensor, same_image: Tensor, count: int = 1, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
     """Draw negatives for every row in proportion to softmax(logits), columns of the same image excluded.
 
     Args:
         logits: (rows, columns) similarities already divided by the temperature.
         same_image: (rows, columns) bool, True where row and column belong to one image.
         count: negatives a row, drawn without replacement.
+        generator: draws them, on the CPU; torch's own of the logits' device by default.
     Returns:
         (rows, count) column indices, and (rows, count) bool which of them are real: a row with fewer than `count`
         columns of other images has no more negatives to give, and the rest of its indices must not be used.
@@ -57,16 +60,21 @@ def sample_hard_negatives(logits: Tensor, same_image: Tensor, count: int = 1) ->
     count = min(count, logits.shape[1])
     # Gumbel-top-k draws without replacement in proportion to the softmax and, unlike multinomial, survives rows whose
     # probabilities underflow or that have no column left.
-    noise = torch.empty_like(logits, dtype=torch.float32).exponential_().log_().neg_()
+    device = logits.device if generator is None else generator.device
+    noise = torch.empty(logits.shape, device=device).exponential_(generator=generator).log_().neg_().to(logits.device)
     keys = (logits.float() + noise).masked_fill(same_image, -torch.inf)
     keys, indices = keys.topk(count, dim=1)
     return indices, keys > -torch.inf
 
 
-def matching_loss(logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+def matching_loss(logits: Tensor, labels: Tensor, weight: Tensor, total: Tensor | None = None) -> Tensor:
     """SIM: binary cross-entropy of (pairs,) matching logits, labels 1 = matched; mean over pairs of weight 1.
 
     With no pair left the loss is zero and still carries a gradient of zero.
+
+    Args:
+        total: number of pairs that the mean is over; default: those of weight 1.
     """
     losses = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels.float(), reduction="none")
-    return (losses * weight).sum() / weight.sum().clamp(min=1)
+    total = weight.sum() if total is None else total
+    return (losses * weight).sum() / total.clamp(min=1)

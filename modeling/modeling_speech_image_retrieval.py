@@ -34,6 +34,8 @@ from .speech_frames import join_chunks, pool_frames
 from .supported_backbones import check_backbones, weighed_layers
 from .transformer_layers import KeysValues, SpeechImageEncoder, SpeechImageRetrievalPreTrainedModel
 
+_HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
+
 
 @dataclass
 class SpeechFeaturesOutput(BaseModelOutputWithPooling):
@@ -81,6 +83,7 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
     ):
         check_backbones(config)
         super().__init__(config)
+        self.hub_options: dict[str, Any] = {}
         multimodal = config.multimodal_config
         width = multimodal.hidden_size
         self.speech_backbone = speech_backbone or build_speech_backbone(config.speech_config)
@@ -122,6 +125,15 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
             if hasattr(module, "image_cls"):
                 init.normal_(module.image_cls, mean=0.0, std=std)
             init.constant_(module.logit_scale, -math.log(self.config.temperature))
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> SpeechImageRetrievalModel:
+        """As of every model of transformers. Where on the Hub it was found is kept in `hub_options`, so that what lies
+        beside it is taken of the same revision."""
+        model = super().from_pretrained(*args, **kwargs)
+        given = model[0] if isinstance(model, tuple) else model  # with output_loading_info=True
+        given.hub_options = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name) is not None}
+        return model
 
     @classmethod
     def from_backbones(

@@ -32,6 +32,8 @@ _UNDECODABLE = (
 # A picture of this many pixels needs about 0.5 GB while it is decoded; more is a decompression bomb or a mistake.
 MAX_PIXELS = 120_000_000
 
+_QUIETEST = 1e-3  # of full scale, -60 dB: below is a microphone that is muted
+
 
 class MediaError(ValueError):
     """A recording or a picture that cannot be used; the message says which and why."""
@@ -74,6 +76,11 @@ def load_speech(speech: Any, sampling_rate: int | None, target_rate: int) -> np.
     if sampling_rate != target_rate:
         samples = soxr.resample(samples, sampling_rate, target_rate)
     return np.ascontiguousarray(samples, dtype=np.float32)
+
+
+def is_silent(samples: np.ndarray) -> bool:
+    """Whether nobody can have said anything in (samples,) float32."""
+    return not len(samples) or float(np.abs(samples).max()) < _QUIETEST
 
 
 def load_image(image: Any) -> Image.Image:

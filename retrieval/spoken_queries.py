@@ -6,16 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..processing.media import load_speech
-
-_QUIETEST = 1e-3  # of full scale, -60 dB: below is a microphone that is muted
-
-
-def is_silent(samples: np.ndarray) -> bool:
-    """Whether nobody can have said anything in (samples,) float32."""
-    return not len(samples) or float(np.abs(samples).max()) < _QUIETEST
+from ..processing.media import is_silent, load_speech
 
 
 def read_spoken_queries(queries: Sequence[Any], names: Sequence[str] | None, rate: int) -> list[dict[str, Any]]:

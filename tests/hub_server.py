@@ -17,7 +17,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
-Kind = Literal["model", "dataset"]
+import yaml
+
+Kind = Literal["model", "dataset", "space"]
 Access = Literal["public", "private", "gated"]
 Files = Mapping[str, bytes]
 
@@ -61,15 +63,17 @@ class Repository:
     kind: Kind
     id: str
     access: Access
-    commits: list[Commit]
+    commits: list[Commit] = field(default_factory=list)
+    branches: dict[str, Commit] = field(default_factory=dict)
 
     def page(self, hub: str) -> str:
-        return f"{hub}/datasets/{self.id}" if self.kind == "dataset" else f"{hub}/{self.id}"
+        return f"{hub}/{self.id}" if self.kind == "model" else f"{hub}/{self.kind}s/{self.id}"
 
-    def commit(self, files: Files) -> Commit:
+    def commit(self, files: Files, branch: str = "main") -> Commit:
         tree = sorted((path, _git_oid(content)) for path, content in files.items())
         oid = hashlib.sha1(json.dumps([self.id, len(self.commits), tree]).encode()).hexdigest()
         self.commits.append(Commit(oid, dict(files)))
+        self.branches[branch] = self.commits[-1]
         return self.commits[-1]
 
 
@@ -85,7 +89,7 @@ class HubServer:
 
     Attributes:
         requests: what it was asked for, oldest first.
-        failures: path -> the status of an error that it is answered with.
+        failures: path -> the status of an error that it is answered with; of 0, the connection is closed instead.
     """
 
     def __init__(self):
@@ -111,6 +115,11 @@ class HubServer:
         with self._lock:
             return self._repository_or_new(kind, repo_id, access).commit(files).oid
 
+    def files(self, kind: Kind, repo_id: str, branch: str = "main") -> Files:
+        """What a branch of a repository holds."""
+        with self._lock:
+            return self._repositories[kind, repo_id].branches[branch].files
+
     def answer(self, request: Request) -> Reply:
         with self._lock:
             self.requests.append(request)
@@ -125,17 +134,18 @@ class HubServer:
         return Refusal(404, "NoSuchRoute").reply
 
     def _route_by_pattern(self) -> dict[str, Callable[..., Reply]]:
-        api = r"/api/(?P<kind>model|dataset)s/(?P<repo>[^/]+/[^/]+)"
-        page = r"/(?P<kind>datasets/)?(?P<repo>[^/]+/[^/]+)"
+        api = r"/api/(?P<kind>model|dataset|space)s/(?P<repo>[^/]+/[^/]+)"
+        page = r"/(?:(?P<kind>dataset|space)s/)?(?P<repo>[^/]+/[^/]+)"
         return {
             r"/api/repos/create": self._create,
-            r"/api/validate-yaml": lambda request: _json({"errors": [], "warnings": []}),
+            r"/api/validate-yaml": self._validate_card,
             rf"{api}(?:/revision/(?P<revision>[^/]+))?": self._info,
             rf"{api}/auth-check": self._check_access,
             rf"{api}/tree/(?P<revision>[^/]+)/?(?P<folder>.*)": self._tree,
             rf"{api}/paths-info/(?P<revision>[^/]+)": self._paths_info,
-            rf"{api}/preupload/main": self._preupload,
-            rf"{api}/commit/main": self._commit,
+            rf"{api}/branch/(?P<branch>[^/]+)": self._branch,
+            rf"{api}/preupload/(?P<revision>[^/]+)": self._preupload,
+            rf"{api}/commit/(?P<branch>[^/]+)": self._commit,
             rf"{page}\.git/info/lfs/objects/batch": self._lfs_batch,
             r"/lfs/[0-9a-f]{64}": self._lfs_upload,
             rf"{page}/resolve/(?P<revision>[^/]+)/(?P<path>.+)": self._resolve,
@@ -147,6 +157,20 @@ class HubServer:
         status = 409 if (kind, repo_id) in self._repositories else 200
         repository = self._repository_or_new(kind, repo_id, asked.get("visibility", "public"))
         return _json({"url": repository.page(self.url)}, status)
+
+    def _validate_card(self, request: Request) -> Reply:
+        """The Hub's own schema is not here, but something of it that a card can offend."""
+        metadata = yaml.safe_load(json.loads(request.body)["content"].split("---\n")[1])
+        offending = [name for name in ("license", "pipeline_tag") if not isinstance(metadata.get(name, ""), str)]
+        errors = [{"message": f'"{name}" must be a string'} for name in offending]
+        return _json({"errors": errors, "warnings": []}, 400 if errors else 200)
+
+    def _branch(self, request: Request, kind: str, repo: str, branch: str) -> Reply:
+        repository, commit = self._at(request, kind, repo, "main")
+        if branch in repository.branches:
+            raise Refusal(409, "BranchExists")
+        repository.branches[branch] = commit
+        return Reply()
 
     def _info(self, request: Request, kind: str, repo: str, revision: str | None) -> Reply:
         repository, commit = self._at(request, kind, repo, revision or "main")
@@ -178,8 +202,8 @@ class HubServer:
         entries = [_file_entry(path, files[path]) for path in asked if path in files]
         return _json(entries + [_folder_entry(path) for path in asked if path in _folders(files)])
 
-    def _preupload(self, request: Request, kind: str, repo: str) -> Reply:
-        self._at(request, kind, repo, "main")
+    def _preupload(self, request: Request, kind: str, repo: str, revision: str) -> Reply:
+        self._at(request, kind, repo, revision)
         files = json.loads(request.body)["files"]
         for file in files:
             file["uploadMode"] = "lfs" if _is_large(file["path"], file["size"]) else "regular"
@@ -197,10 +221,12 @@ class HubServer:
         self._large[hashlib.sha256(request.body).hexdigest()] = request.body
         return Reply()
 
-    def _commit(self, request: Request, kind: str, repo: str) -> Reply:
-        repository, last = self._at(request, kind, repo, "main")
+    def _commit(self, request: Request, kind: str, repo: str, branch: str) -> Reply:
+        repository, last = self._at(request, kind, repo, branch)
         files = dict(last.files)
         for key, value in (json.loads(line).values() for line in request.body.splitlines()):
+            if key == "header" and value.get("parentCommit", last.oid) != last.oid:
+                raise Refusal(412, "PreconditionFailed")
             if key == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif key == "lfsFile":
@@ -210,11 +236,11 @@ class HubServer:
             elif key == "deletedFolder":
                 folder = value["path"].rstrip("/") + "/"
                 files = {path: content for path, content in files.items() if not path.startswith(folder)}
-        oid = repository.commit(files).oid
+        oid = repository.commit(files, branch).oid
         return _json({"commitOid": oid, "commitUrl": f"{repository.page(self.url)}/commit/{oid}"})
 
     def _resolve(self, request: Request, kind: str | None, repo: str, revision: str, path: str) -> Reply:
-        kind = "dataset" if kind else "model"
+        kind = kind or "model"
         self._check_access(request, kind, repo)
         _, commit = self._at(request, kind, repo, revision)
         content = commit.files.get(path)
@@ -226,7 +252,7 @@ class HubServer:
 
     def _repository_or_new(self, kind: Kind, repo_id: str, access: Access) -> Repository:
         if (kind, repo_id) not in self._repositories:
-            self._repositories[kind, repo_id] = Repository(kind, repo_id, access, [])
+            self._repositories[kind, repo_id] = Repository(kind, repo_id, access)
             self._repositories[kind, repo_id].commit({})
         return self._repositories[kind, repo_id]
 
@@ -234,8 +260,8 @@ class HubServer:
         repository = self._repositories.get((kind, repo_id))
         if repository is None or (repository.access == "private" and not request.may_read_all):
             raise Refusal(401 if repository else 404, "RepoNotFound")
-        for commit in reversed(repository.commits):
-            if revision in ("main", commit.oid):
+        for name, commit in [*repository.branches.items(), *((one.oid, one) for one in repository.commits)]:
+            if revision == name:
                 return repository, commit
         raise Refusal(404, "RevisionNotFound")
 
@@ -249,6 +275,9 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         request = Request(self.command, unquote(url.path), parse_qs(url.query), self.headers, body)
         reply = self.hub.answer(request)
+        if reply.status == 0:
+            self.close_connection = True
+            return
         self.send_response(reply.status)
         self.send_header("Content-Length", str(len(reply.body)))
         for name, value in reply.headers.items():

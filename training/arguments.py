@@ -28,6 +28,7 @@ _AT_LEAST_ONE = (
     "validation_every_epochs",
     "checkpoint_every_epochs",
     "checkpoint_every_steps",
+    "push_every_checkpoints",
     "evaluation_batch_size",
 )
 _NOT_NEGATIVE = (
@@ -113,6 +114,8 @@ class TrainingArguments:
     evaluation_batch_size: int = 64
     checkpoint_every_epochs: int = 1
     checkpoint_every_steps: int | None = None  # also within epochs, for long ones
+    push_to_hub: str | None = None  # Hub id the best model is published to at the end; private if new
+    push_every_checkpoints: int | None = None  # also with every n-th checkpoint, with the figures of validation
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -152,6 +155,8 @@ class TrainingArguments:
             raise ArgumentError("group_size above 1 mines neighbours in the queue: set queue_size above 0")
         if self.alpha and self.momentum is None:
             raise ArgumentError("alpha mixes in the teacher's targets: set momentum, or alpha=0")
+        if self.push_every_checkpoints and self.push_to_hub is None:
+            raise ArgumentError("push_every_checkpoints says how often to publish: set push_to_hub with it")
         if not 0 <= self.alpha <= 1:
             raise ArgumentError(f"alpha must be between 0 and 1, not {self.alpha}")
         self._check_stream()

@@ -7,6 +7,7 @@ folder with a final name is whole.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import random
 import shutil
@@ -16,11 +17,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..evaluation.digest import weights_digest
 from .arguments import ArgumentError
+
+logger = logging.getLogger(__name__)
 
 _NAME = "checkpoint-"
 
@@ -41,36 +46,47 @@ def save_checkpoint(
         progress: JSON-serialisable; `progress["step"]` names the checkpoint.
         extra: further tensors.
 
+    Every process of a run calls it and adds its random state; the rest is the same in all and written once.
+
     Returns:
         The folder `directory/checkpoint-<step>`. Older checkpoints there are removed once it is whole.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     final = directory / f"{_NAME}{progress['step']}"
     partial = directory / f".partial-{final.name}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    save_file(tensors_to_save(module), partial / "objective.safetensors")
-    save_file(_optimizer_tensors(optimizers), partial / "optimizers.safetensors")
+    processes = PartialState()
+    if processes.is_main_process:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    processes.wait_for_everyone()
     random_tensors, random_settings = _random_states()
-    save_file(
-        {**random_tensors, **{f"extra.{name}": part for name, part in extra.items()}}, partial / "random.safetensors"
-    )
-    state = {
-        "progress": progress,
-        "optimizers": _group_sizes(optimizers),
-        "random": random_settings,
-        "frozen": _frozen_digest(module),
-    }
-    (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    save_file(random_tensors, partial / _random_file(), {"settings": json.dumps(random_settings)})
+    if processes.is_main_process:
+        save_file(tensors_to_save(module), partial / "objective.safetensors")
+        save_file(_optimizer_tensors(optimizers), partial / "optimizers.safetensors")
+        save_file(extra, partial / "extra.safetensors")
+        state = {"progress": progress, "optimizers": _group_sizes(optimizers), "frozen": _frozen_digest(module)}
+        (partial / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    processes.wait_for_everyone()
+    if processes.is_main_process:
+        _publish(partial, final)
+    processes.wait_for_everyone()
+    return final
+
+
+def _publish(partial: Path, final: Path) -> None:
+    """Give a whole checkpoint its name, and remove the others."""
     for path in partial.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
-    for old in directory.glob(f"{_NAME}*"):
+    for old in final.parent.glob(f"{_NAME}*"):
         if old != final:
             shutil.rmtree(old)
-    return final
+
+
+def _random_file() -> str:
+    return f"random-{PartialState().process_index}.safetensors"
 
 
 def latest_checkpoint(directory: Path) -> Path | None:
@@ -89,28 +105,23 @@ def load_checkpoint(
     """
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     saved = load_file(checkpoint / "objective.safetensors")
-    # Checkpoints without a digest hold the frozen parameters too.
-    expected = tensors_to_save(module) if "frozen" in state else module.state_dict()
-    if _shapes(saved) != _shapes(expected):
+    if _shapes(saved) != _shapes(tensors_to_save(module)):
         raise ArgumentError(
             f"{checkpoint} was saved with another model, queue or teacher. Choose another output_dir, or remove it."
         )
-    if state.get("optimizers") != _group_sizes(optimizers):
+    if state["optimizers"] != _group_sizes(optimizers):
         raise ArgumentError(
             f"{checkpoint} was saved by another optimizer or with other layers frozen. Choose another output_dir, or "
             "remove it."
         )
-    if "frozen" in state and state["frozen"] != _frozen_digest(module):
+    if state["frozen"] != _frozen_digest(module):
         raise ArgumentError(
             f"{checkpoint} was trained on other weights of the frozen layers. Choose another output_dir, or remove it."
         )
     module.load_state_dict(saved, strict=False)
     _restore_optimizers(optimizers, load_file(checkpoint / "optimizers.safetensors"))
-    tensors = load_file(checkpoint / "random.safetensors")
-    _restore_random_states(tensors, state["random"])
-    return state["progress"], {
-        name.removeprefix("extra."): part for name, part in tensors.items() if name.startswith("extra.")
-    }
+    _restore_random_states(checkpoint)
+    return state["progress"], load_file(checkpoint / "extra.safetensors")
 
 
 def tensors_to_save(module: nn.Module) -> dict[str, Tensor]:
@@ -173,7 +184,18 @@ def _random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
     }
 
 
-def _restore_random_states(tensors: dict[str, Tensor], settings: dict[str, Any]) -> None:
+def _restore_random_states(checkpoint: Path) -> None:
+    path = checkpoint / _random_file()
+    if not path.is_file():
+        logger.warning(
+            "%s was saved by fewer processes: the random states of this one start anew, so that the run does not go "
+            "on exactly as it would have.",
+            checkpoint,
+        )
+        return
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        settings = json.loads(file.metadata()["settings"])
     torch.set_rng_state(tensors["torch"])
     if "cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["cuda"])

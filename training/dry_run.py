@@ -26,10 +26,10 @@ from transformers import BatchFeature
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
 from .arguments import ArgumentError, TrainingArguments
 from .checkpoint import tensors_to_save
-from .matching import MatchingPairs
+from .matching import HardNegatives
 from .momentum import is_frozen
 from .muon import Muon
-from .objective import Batch, CoarseToFineObjective
+from .objective import Batch, CoarseToFineObjective, EncodedBatch
 from .optimizers import build_optimizers
 from .policies import apply_policies, keep_frozen_in_evaluation
 from .setup import build_config, build_objective, build_processor
@@ -188,7 +188,20 @@ def measure(arguments: TrainingArguments, objective: CoarseToFineObjective, batc
             del loss
     memory = {"micro-batch": _bytes(inputs), **{f"activations: {part}": size for part, size in kept.items()}}
     memory["encoding without gradients"] = max(speech_transient, image_transient)
-    return Measured(memory, memory["micro-batch"] + meter.peak, (clip_tokens, picture_tokens))
+    memory["gradient cache"] = _gradient_cache(arguments, objective, batch)
+    return Measured(
+        memory, memory["micro-batch"] + memory["gradient cache"] + meter.peak, (clip_tokens, picture_tokens)
+    )
+
+
+def _gradient_cache(arguments: TrainingArguments, objective: CoarseToFineObjective, batch: Batch) -> int:
+    """Bytes of what the encoders give for all micro-batches of a step, and of its gradients."""
+    if arguments.gradient_accumulation_steps == 1:
+        return 0
+    with torch.no_grad():
+        encoded = objective.encode(batch)
+    outputs = [part for part in vars(encoded).values() if isinstance(part, Tensor) and part.is_floating_point()]
+    return 2 * arguments.gradient_accumulation_steps * _bytes(outputs)
 
 
 def _encoded(
@@ -218,7 +231,7 @@ def _measured_fake(arguments: TrainingArguments, objective: CoarseToFineObjectiv
     image = {"pixel_values": speech.pop("pixel_values")}
     if objective.queue is not None:
         objective.queue.enqueued = torch.tensor(len(objective.queue.rows))  # of a literal the value is known: full
-    objective._pairs = partial(_any_pairs, min(arguments.hard_negatives, size))
+    objective.negatives = partial(_any_negatives, min(arguments.hard_negatives, size))
     for part in objective.modules():
         if isinstance(part, (nn.LayerNorm, nn.GroupNorm)):
             # As CUDA's autocast has it, and the CPU's not (torch.amp, operations by precision).
@@ -229,10 +242,10 @@ def _measured_fake(arguments: TrainingArguments, objective: CoarseToFineObjectiv
         raise ArgumentError(f"--dry-run knows shapes, no values, but a backbone's {error.func} needs them") from error
 
 
-def _any_pairs(negatives: int, speech: Tensor, image: Tensor, image_ids: Tensor) -> MatchingPairs:
-    """As many pairs as the objective would draw; which ones depends on values."""
-    rows, real = (torch.zeros(len(speech), negatives, dtype=dtype) for dtype in (torch.long, torch.bool))
-    return MatchingPairs.with_negatives((rows, real), (rows, real))
+def _any_negatives(count: int, encoded: EncodedBatch, generator: torch.Generator | None) -> HardNegatives:
+    """As many as the objective would draw; which ones depends on values."""
+    rows, found = (torch.zeros(len(encoded.rows), count, dtype=dtype) for dtype in (torch.long, torch.bool))
+    return HardNegatives((rows, found), (rows, found))
 
 
 def _build(arguments: TrainingArguments) -> SpeechImageRetrievalModel:

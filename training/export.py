@@ -9,15 +9,28 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers.dynamic_module_utils import custom_object_save
 
 from ..modeling.configuration_speech_image_retrieval import SpeechImageRetrievalConfig
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
+from ..modeling.pipeline_speech_image_retrieval import TASK, SpeechImageRetrievalPipeline
 from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
+from ..processing.uploads import UploadLimits
 from .sentence_transformers_files import write_sentence_transformers_files
+
+# As `transformers.pipeline` finds a pipeline whose code lies beside the model.
+_CUSTOM_PIPELINES = {
+    TASK: {
+        "impl": f"pipeline_speech_image_retrieval.{SpeechImageRetrievalPipeline.__name__}",
+        "pt": ["AutoModel"],
+        "type": "multimodal",
+    }
+}
 
 
 def export_model(model: SpeechImageRetrievalModel, processor: SpeechImageRetrievalProcessor, directory: Path) -> None:
-    """Write weights (safetensors), configuration, processor and the code that runs them; no training state.
+    """Write weights (safetensors), configuration, processor, and the code of all three, of the pipeline and of what
+    checks uploads for it; no training state.
 
     LoRA's matrices are added to the weights, so that the model loads without PEFT, and are written beside it as well:
     `speech_adapter/` and `vision_adapter/` load onto the backbones that training began with.
@@ -30,11 +43,14 @@ def export_model(model: SpeechImageRetrievalModel, processor: SpeechImageRetriev
     SpeechImageRetrievalProcessor.register_for_auto_class("AutoProcessor")
     partial = directory.with_name(f".partial-{directory.name}")
     shutil.rmtree(partial, ignore_errors=True)
+    model.config.custom_pipelines = _CUSTOM_PIPELINES
     model.save_pretrained(partial, state_dict=merged_state_dict(model))
     for backbone, name in ((model.speech_backbone, "speech_adapter"), (model.vision_backbone, "vision_adapter")):
         if hasattr(backbone, "peft_config"):
             _save_adapter(backbone, partial / name)
     processor.save_pretrained(partial)
+    for served in (SpeechImageRetrievalPipeline, UploadLimits):
+        custom_object_save(served, partial)
     write_sentence_transformers_files(partial, "SentenceTransformer")
     old = directory.with_name(f".old-{directory.name}")
     shutil.rmtree(old, ignore_errors=True)

@@ -2,47 +2,45 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from datasets import Dataset, DatasetDict
 from rich.console import Console
-from torch import Tensor
-from torch.utils.data import DataLoader
+from torch import nn
 
 from ..corpora.hub import load_hub_corpus, stream_training_rows
 from ..corpora.progress import counted_progress
 from ..corpora.schema import load_corpus
-from ..evaluation import evaluate_retrieval, format_report
-from ..evaluation.model_identity import model_identity
-from ..evaluation.standard_pools import corpus_name
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
-from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
 from .arguments import ArgumentError, TrainingArguments, changed_fields, save_arguments
 from .augmentation import build_augmentations
 from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from .examples import Collator, ExampleReader, SpokenCaptions, to_device
-from .export import export_model
-from .frozen_features import FeatureProcessor, FeatureRows, cached_rows
-from .hard_batches import grouped_batches, length_bucketed_batches, shuffled_batches
-from .log import TrainingLog, draw_curves
-from .objective import CoarseToFineObjective, Losses
+from .embedding_queue import EmbeddingQueue
+from .epoch_batches import EpochBatches
+from .examples import Collator, ExampleReader, SpokenCaptions
+from .frozen_features import FeatureRows, cached_rows
+from .gradient_cache import backward
+from .log import TrainingLog
+from .objective import Batch, CoarseToFineObjective, Losses
 from .optimizers import build_optimizers, learning_rate_factor
 from .policies import keep_frozen_in_evaluation
 from .precision import resolve_precision
+from .record import training_record
+from .run_model import Publish, RunModel, Score
 from .setup import (
     build_model,
     build_objective,
     build_processor,
     initialize_from_speech_transformer,
 )
+from .stopping import SigtermWatch, save_for_inspection
 from .streaming import StreamedCaptions
 
 
@@ -55,6 +53,8 @@ class Trainer:
     Args:
         objective: from the arguments, the model and the number of training rows to what a batch costs; for
             experiments with other losses.
+        publish: publishes the folder of the model, with a row of the test split for an example. Called at the end, and
+            with every n-th checkpoint if the arguments say so.
     """
 
     def __init__(
@@ -63,16 +63,15 @@ class Trainer:
         objective: Callable[
             [TrainingArguments, SpeechImageRetrievalModel, int], CoarseToFineObjective
         ] = build_objective,
+        publish: Publish | None = None,
     ):
         self.arguments = arguments
         self.output_dir = Path(arguments.output_dir)
         self.console = Console(stderr=True)
-        self.precision = resolve_precision(arguments.mixed_precision, PartialState().device)
-        self.accelerator = Accelerator(mixed_precision=self.precision)
-        if self.accelerator.num_processes > 1:
-            raise ArgumentError(
-                f"Training runs in one process, not in {self.accelerator.num_processes}: negatives are not gathered."
-            )
+        on_cpu = not torch.accelerator.is_available()  # unless told, accelerate takes processes on CPUs for one
+        self.precision = resolve_precision(arguments.mixed_precision, PartialState(cpu=on_cpu).device)
+        self.accelerator = Accelerator(cpu=on_cpu, mixed_precision=self.precision)
+        self.console.quiet = not self.accelerator.is_main_process
         set_seed(arguments.seed)
         self.corpus: DatasetDict = self._open_corpus()
         self.processor = build_processor(arguments)
@@ -83,16 +82,20 @@ class Trainer:
         self.validation = self._rows("validation", model)
         reader = ExampleReader(self.processor, arguments.seed, *augmentations)
         self.examples = self._training_examples(reader, model)
-        self.objective, *self.optimizers = self.accelerator.prepare(
-            objective(arguments, model, len(self.examples)), *build_optimizers(arguments, model)
-        )
-        self.batches_per_epoch = max(1, len(self.examples) // self._step_batch)
-        planned = arguments.num_epochs * self.batches_per_epoch
+        # Neither is wrapped: gradients are summed by gradient_cache, once a step.
+        self.objective = objective(arguments, model, len(self.examples)).to(self.accelerator.device)
+        self.optimizers = build_optimizers(arguments, model)
+        self.batches = EpochBatches(arguments, self.examples, Collator(self.processor.time_axis))
+        self.model = RunModel(arguments, self.processor, self.corpus, self.console, publish)
+        set_seed(arguments.seed, device_specific=True)
+        planned = arguments.num_epochs * self.batches.per_epoch
         self.total_steps = min(planned, arguments.max_steps or planned)
         self.step = 0
         self.epoch = 0
-        self.best: tuple[bool, float] | None = None  # (multimodal encoder trained, validation mean R@1)
+        self.best: Score | None = None
         self.order = torch.empty(0, dtype=torch.long)
+        self.saved = 0  # checkpoints of this session
+        self.started = time.perf_counter()  # as if all sessions had been one
 
     def _open_corpus(self) -> DatasetDict:
         """The corpus, of a streamed one all splits but the training split."""
@@ -111,34 +114,41 @@ class Trainer:
         """A split, with what frozen backbones make of its media if that is cached."""
         if not self.arguments.feature_cache:
             return self.corpus[split]
-        return cached_rows(
-            model,
-            self.processor,
-            self.corpus[split],
-            split,
-            self.arguments.corpus,
-            precision=self.precision,
-            autocast=self.accelerator.autocast,
-        )
-
-    @property
-    def _step_batch(self) -> int:
-        """Rows per optimizer step."""
-        return self.arguments.batch_size * self.arguments.gradient_accumulation_steps
+        with self.accelerator.local_main_process_first():  # which fills it
+            return cached_rows(
+                model,
+                self.processor,
+                self.corpus[split],
+                split,
+                self.arguments.corpus,
+                precision=self.precision,
+                autocast=self.accelerator.autocast,
+            )
 
     def run(self) -> dict[str, Any]:
         """Train to the end, from the newest checkpoint if there is one; returns the report on the test split."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
         self._resume()
-        save_arguments(self.arguments, self.output_dir / "arguments.yaml")
-        self.log = TrainingLog(self.output_dir, first_step=self.step + 1)
-        with counted_progress("training") as progress:
+        self.accelerator.wait_for_everyone()  # all have read arguments.yaml
+        if self.accelerator.is_main_process:
+            save_arguments(self.arguments, self.output_dir / "arguments.yaml")
+            self.log = TrainingLog(self.output_dir, first_step=self.step + 1)
+        with (
+            counted_progress("training", self.accelerator.is_main_process) as progress,
+            SigtermWatch() as self.sigterm,
+        ):
             self.bar = progress.add_task("steps", total=self.total_steps, completed=self.step, status="")
             self.progress = progress
             while self.step < self.total_steps:
                 self._train_epoch()
-        self.log.close()
-        return self._finish()
+        if self.accelerator.is_main_process:
+            self.log.close()
+        return self._in_main_process(lambda: self.model.finish(self.accelerator.device, self._matching_trained))
+
+    def _in_main_process(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns, done by one process while the others wait."""
+        result = [work() if self.accelerator.is_main_process else None]
+        return broadcast_object_list(result)[0]
 
     def _resume(self) -> None:
         checkpoint = latest_checkpoint(self.output_dir / "checkpoints")
@@ -147,6 +157,7 @@ class Trainer:
         state, extra = load_checkpoint(checkpoint, self.objective, self.optimizers)
         self.step, self.epoch, self.best = state["step"], state["epoch"], state["best"]
         self.order = extra["order"]
+        self.started -= state.get("seconds", 0.0)
         changed = changed_fields(self.arguments, self.output_dir / "arguments.yaml")
         if changed and self.step >= self.total_steps:
             raise ArgumentError(
@@ -160,65 +171,45 @@ class Trainer:
     def _train_epoch(self) -> None:
         """The rest of the current epoch, or a new one, and what is due at its end."""
         if len(self.order) == 0:
-            self.order = self._compose_epoch()
+            self.order = self.batches.compose(self.epoch, self._mined_queue)
         started, pairs = time.perf_counter(), 0
-        for micro_batches in self._steps():
+        for micro_batches in self.batches.steps(self.epoch, self.order):
             losses, norm = self._optimize(micro_batches)
             self.step += 1
-            self.order = self.order[self._step_batch :]
+            if not math.isfinite(norm):
+                raise self._not_finite("The gradient is", self.step, micro_batches)
+            self.order = self.order[self.batches.step_batch :]
             pairs += sum(len(batch.rows) for batch in micro_batches)
             self._report(losses, norm, pairs / (time.perf_counter() - started))
             if self.step == self.total_steps:
                 break
+            if self.sigterm.received():
+                self._end_early()
             if len(self.order) and self._checkpoint_due:
                 self._save()
         self.order = torch.empty(0, dtype=torch.long)
         self.epoch += 1
         last = self.step == self.total_steps
         if last or self.epoch % self.arguments.validation_every_epochs == 0:
-            self._validate()
+            self.best = self._in_main_process(self._validate)
         if last or self._checkpoint_due or self.epoch % self.arguments.checkpoint_every_epochs == 0:
             self._save()
 
     @property
+    def _mined_queue(self) -> EmbeddingQueue | None:
+        mined = self.arguments.group_size > 1 and self.step >= self.arguments.group_start_step
+        return self.objective.queue if mined else None
+
+    def _end_early(self) -> None:
+        self._save()
+        self.console.print(
+            f"Ended by SIGTERM at step {self.step} of {self.total_steps}, with a checkpoint: the same command goes on."
+        )
+        raise SystemExit(0)
+
+    @property
     def _checkpoint_due(self) -> bool:
         return self.step % (self.arguments.checkpoint_every_steps or math.inf) == 0
-
-    def _compose_epoch(self) -> Tensor:
-        """Row numbers of a whole epoch, batch after batch. Depends on the seed, the epoch and the queue alone."""
-        arguments = self.arguments
-        generator = torch.Generator().manual_seed(arguments.seed * 1_000_003 + self.epoch)
-        size = self._step_batch
-        if arguments.group_size > 1 and self.step >= arguments.group_start_step and len(self.objective.queue):
-            image_ids = self.examples.image_ids
-            batches = grouped_batches(self.objective.queue, image_ids, size, arguments.group_size, generator)
-        elif arguments.length_bucketing:
-            batches = length_bucketed_batches(self.examples.speech_sizes(), size, generator)
-        else:
-            batches = shuffled_batches(len(self.examples), size, generator)
-        # A batch that is not full would be a whole step on a few pairs: its rows wait for the next epoch.
-        return torch.cat(sorted(batches, key=len, reverse=True)[: self.batches_per_epoch])
-
-    def _steps(self) -> Iterator[list[Any]]:
-        """Micro-batches of every remaining optimizer step of the epoch."""
-        self.examples.start_epoch(self.epoch)
-        done = min(self.batches_per_epoch * self._step_batch, len(self.examples)) - len(self.order)
-        parts = [
-            [micro.tolist() for micro in rows.split(math.ceil(len(rows) / self.arguments.gradient_accumulation_steps))]
-            for rows in self.order.split(self._step_batch)
-        ]
-        loader = iter(
-            DataLoader(
-                self.examples,
-                batch_sampler=self.examples.batch_sampler([rows for part in parts for rows in part], first=done),
-                collate_fn=Collator(self.processor.time_axis),
-                num_workers=self.arguments.num_workers,
-                # Workers take their seed from the given generator, not from the run's random state.
-                generator=torch.Generator().manual_seed(self.arguments.seed),
-            )
-        )
-        for part in parts:
-            yield [to_device(next(loader), self.accelerator.device) for _ in part]
 
     def _optimize(self, micro_batches: list[Any]) -> tuple[Losses, float]:
         """One optimizer step."""
@@ -235,33 +226,48 @@ class Trainer:
         matching = self.step >= arguments.matching_start_step
         if self.step == arguments.matching_start_step > 0:
             initialize_from_speech_transformer(self.objective.model)
-        for batch in micro_batches:
-            with self.accelerator.autocast():
-                try:
-                    losses = self.objective(batch, alpha=alpha, momentum=momentum, matching=matching)
-                except FloatingPointError as error:
-                    raise self._not_finite("Similarities are", self.step + 1) from error
-            self.accelerator.backward(losses.total / len(micro_batches))
+        options = {
+            "alpha": alpha,
+            "momentum": momentum,
+            "matching": matching,
+            "generator": self._negatives_generator(),
+        }
+        try:
+            losses = self._backward(micro_batches, options)
+        except FloatingPointError as error:
+            raise self._not_finite("Similarities are", self.step + 1, micro_batches) from error
         parameters = [parameter for group in groups for parameter in group["params"]]
-        norm = self.accelerator.clip_grad_norm_(parameters, arguments.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(parameters, arguments.max_grad_norm)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad()
         self.objective.after_step(self.step + 1)
         return losses, float(norm)
 
-    def _not_finite(self, what: str, step: int) -> FloatingPointError:
+    def _backward(self, micro_batches: list[Any], options: dict[str, Any]) -> Losses:
+        """The gradients of one step, and its losses."""
+        if self.batches.micro_batches > 1:
+            return backward(self.objective, micro_batches, autocast=self.accelerator.autocast, **options)
+        with self.accelerator.autocast():
+            losses = self.objective(micro_batches[0], **options)
+        losses.total.backward()
+        return losses
+
+    def _negatives_generator(self) -> torch.Generator:
+        """Of one step, the same in every process."""
+        return torch.Generator().manual_seed(self.arguments.seed * 1_000_003 + self.step)
+
+    def _not_finite(self, what: str, step: int, micro_batches: list[Batch]) -> FloatingPointError:
+        batch = save_for_inspection(micro_batches, self.output_dir)
         return FloatingPointError(
             f"{what} not finite at step {step}. Lower learning_rate, or set mixed_precision=no; the last checkpoint "
-            "is whole, and the same command continues from it."
+            f"is whole, and the same command continues from it. The batch is in {batch}."
         )
 
     def _report(self, losses: Losses, norm: float, pairs_per_second: float) -> None:
-        if not math.isfinite(norm):
-            raise self._not_finite("The gradient is", self.step)
         status = f"SIC {losses.contrastive:.3f}  SIM {losses.matching:.3f}  {pairs_per_second:.0f} pairs/s"
         self.progress.update(self.bar, completed=self.step, status=status)
-        if self.step % self.arguments.log_every_steps == 0:
+        if self.accelerator.is_main_process and self.step % self.arguments.log_every_steps == 0:
             values = {
                 "loss/SIC": float(losses.contrastive),
                 "loss/SIM": float(losses.matching),
@@ -280,26 +286,9 @@ class Trainer:
         switched_on = bool(arguments.matching_weight or arguments.listwise_weight)
         return switched_on and self.step > arguments.matching_start_step
 
-    def _evaluate(
-        self, model: SpeechImageRetrievalModel, split: str, rows: Dataset | FeatureRows, rerank_top_k: int
-    ) -> dict[str, Any]:
-        # In full precision, as `sir evaluate` measures it.
-        return evaluate_retrieval(
-            model,
-            FeatureProcessor(self.processor),
-            rows,
-            corpus=corpus_name(self.arguments.corpus),
-            split=split,
-            rerank_top_k=rerank_top_k if self._matching_trained else 0,
-            score_rule=self.arguments.score_rule,
-            batch_size=self.arguments.evaluation_batch_size,
-        )
-
-    def _validate(self) -> None:
-        """Measure recall on the validation split; the best model so far is exported."""
-        report = self._evaluate(
-            self.objective.model, "validation", self.validation, self.arguments.validation_rerank_top_k
-        )
+    def _validate(self) -> Score:
+        """Measure recall on the validation split; the best model so far is exported. Returns the best's score."""
+        report, score = self.model.validate(self.objective.model, self.validation, self._matching_trained)
         values = {
             f"validation/{direction.replace('_', ' ')}, {stage}": report[direction][stage]["R@1"]
             for direction in ("speech_to_image", "image_to_speech")
@@ -308,40 +297,36 @@ class Trainer:
         self.log.write(self.step, values)
         means = ", ".join(f"{stage} {value:.1f}" for stage, value in report["mean_r1"].items())
         self.console.print(f"step {self.step}, epoch {self.epoch}: validation mean R@1 {means}")
-        stage = "reranked" if "reranked" in report["mean_r1"] else "coarse"
-        # A model whose multimodal encoder is trained is better than any without, whatever the coarse recall was.
-        score = (stage == "reranked", report["mean_r1"][stage])
-        if self.best is None or score >= tuple(self.best):
-            self.best = score
-            export_model(self.objective.model, self.processor, self.output_dir / "model")
+        if self.best is not None and score < tuple(self.best):
+            return self.best
+        self.model.export(self.objective.model, report, self._record())
+        return score
+
+    def _record(self) -> dict[str, Any]:
+        return training_record(
+            self.arguments,
+            len(self.examples),
+            None if self.arguments.stream else self.corpus["train"],
+            steps=self.step,
+            step_batch=self.batches.step_batch,
+            precision=self.precision,
+            device=self.accelerator.device,
+            seconds=self._seconds,
+        )
+
+    @property
+    def _seconds(self) -> float:
+        return time.perf_counter() - self.started
 
     def _save(self) -> None:
-        progress = {"step": self.step, "epoch": self.epoch, "best": self.best}
+        progress = {"step": self.step, "epoch": self.epoch, "best": self.best, "seconds": self._seconds}
         save_checkpoint(
             self.output_dir / "checkpoints", self.objective, self.optimizers, progress, {"order": self.order}
         )
-
-    def _finish(self) -> dict[str, Any]:
-        """Measure the best model, as exported, on the test splits, and leave figures and curves."""
-        folder = self.output_dir / "model"
-        model = SpeechImageRetrievalModel.from_pretrained(folder).to(self.accelerator.device)
-        reports = {
-            split: self._evaluate(model, split, rows, self.arguments.rerank_top_k)
-            for split, rows in self.corpus.items()
-            if split.startswith("test")
-        }
-        processor = SpeechImageRetrievalProcessor.from_pretrained(folder)
-        # Not where the run's folder is: the same run leaves the same report.
-        checkpoint = {"name": folder.name, "fingerprint": model_identity(model, processor)}
-        for split, report in reports.items():
-            report["protocol"]["checkpoint"] = checkpoint
-            name = f"evaluation{split.removeprefix('test')}.json"
-            for place in (self.output_dir, folder):
-                (place / name).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-            self.console.print(format_report(report))
-        draw_curves(self.output_dir / "log.csv", self.output_dir / "curves.png")
-        self.console.print(f"Model: {folder}  Figures: {self.output_dir / 'evaluation.json'}")
-        return reports["test"]
+        self.saved += 1
+        due = self.saved % (self.arguments.push_every_checkpoints or math.inf) == 0
+        if due and self.best is not None and self.step < self.total_steps:
+            self._in_main_process(lambda: self.model.publish_so_far(self.step))
 
 
 __all__ = ["Trainer"]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..modeling.losses import contrastive_loss, positive_targets, sample_hard_negatives
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
 from .embedding_queue import EmbeddingQueue
-from .matching import MatchingPairs, listwise_matching_loss, pairwise_matching_loss
+from .matching import HardNegatives, listwise_matching_loss, pairwise_matching_loss
 from .momentum import MomentumTeacher, is_frozen
 
 
@@ -40,8 +40,30 @@ class Batch:
     rows: Tensor
 
 
+@dataclass
+class EncodedBatch:
+    """What the encoders make of a batch.
+
+    speech, image: (batch, projection_dim) unit-length embeddings.
+    speech_states, speech_mask, image_states: token states, (batch, tokens, hidden_size), and (batch, tokens); None in
+        steps without SIM.
+    momentum: the teacher's embeddings of speech and of images, None without it.
+    image_ids, rows: as of the :class:`Batch`.
+    """
+
+    speech: Tensor
+    image: Tensor
+    speech_states: Tensor | None
+    speech_mask: Tensor | None
+    image_states: Tensor | None
+    momentum: tuple[Tensor, Tensor] | None
+    image_ids: Tensor
+    rows: Tensor
+
+
 class CoarseToFineObjective(nn.Module):
-    """SIC + SIM. Call it once per batch, and :meth:`after_step` once per optimizer step.
+    """SIC + SIM. Call it once per optimizer step, then :meth:`after_step`; or :func:`.gradient_cache.backward`, where
+    one step's batch is more than fits into memory, or is shared out between processes.
 
     Args:
         model: the student.
@@ -75,34 +97,78 @@ class CoarseToFineObjective(nn.Module):
         self.listwise_weight = listwise_weight
         self.hard_negatives = hard_negatives
         self.negative_sampling = negative_sampling
-        self._to_enqueue: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._to_enqueue: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
-    def forward(self, batch: Batch, alpha: float = 0.0, momentum: bool = True, matching: bool = True) -> Losses:
+    def forward(
+        self,
+        batch: Batch,
+        alpha: float = 0.0,
+        momentum: bool = True,
+        matching: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> Losses:
         """Losses of one batch.
 
         Args:
             alpha: share of the teacher's soft targets in SIC (momentum distillation), 0 to 1.
             momentum: False leaves teacher and queue out of SIC, for steps before they start.
             matching: False leaves SIM out, for steps before it starts.
+            generator: draws the hard negatives, on the CPU; torch's own by default.
         """
+        encoded = self.encode(batch, momentum, matching)
+        self.remember(encoded)
+        return self.losses(encoded, alpha, self.negatives(encoded, generator) if self.matches(matching) else None)
+
+    def matches(self, matching: bool) -> bool:
+        """Whether SIM is part of the sum in a step."""
+        return matching and bool(self.matching_weight or self.listwise_weight)
+
+    def encode(self, batch: Batch, momentum: bool = True, matching: bool = True) -> EncodedBatch:
+        """Run the student's encoders, and the teacher's."""
         use_teacher = self.teacher is not None and momentum
         speech_inputs, image_inputs = self._shared_inputs(batch) if use_teacher else (batch.speech, batch.image)
-        matching = matching and bool(self.matching_weight or self.listwise_weight)
-        options = {"pooled_only": not matching, "return_dict": True}
+        with_states = self.matches(matching)
+        options = {"pooled_only": not with_states, "return_dict": True}
         speech = self.model.get_speech_features(**speech_inputs, **options)
         image = self.model.get_image_features(**image_inputs, **options)
-        embeds = (speech.pooler_output, image.pooler_output)
-        momentum_embeds = self.teacher.embed(speech_inputs, image_inputs) if use_teacher else None
-        if self.training:
-            queued = momentum_embeds or tuple(part.detach() for part in embeds)
-            self._to_enqueue.append((*queued, batch.image_ids, batch.rows))
+        return EncodedBatch(
+            speech=speech.pooler_output,
+            image=image.pooler_output,
+            speech_states=speech.last_hidden_state if with_states else None,
+            speech_mask=speech.attention_mask if with_states else None,
+            image_states=image.last_hidden_state if with_states else None,
+            momentum=self.teacher.embed(speech_inputs, image_inputs) if use_teacher else None,
+            image_ids=batch.image_ids,
+            rows=batch.rows,
+        )
 
-        contrastive = self._contrastive(embeds, momentum_embeds, batch.image_ids, alpha)
+    def remember(self, encoded: EncodedBatch) -> None:
+        """Keep what :meth:`after_step` enqueues."""
+        if self.training and self.queue is not None:
+            queued = encoded.momentum or (encoded.speech.detach(), encoded.image.detach())
+            self._to_enqueue = (*queued, encoded.image_ids, encoded.rows)
+
+    def losses(
+        self,
+        encoded: EncodedBatch,
+        alpha: float = 0.0,
+        negatives: HardNegatives | None = None,
+        anchors: slice | None = None,
+    ) -> Losses:
+        """Losses of an encoded batch.
+
+        Args:
+            negatives: of the whole batch, from :meth:`negatives`; None leaves SIM out.
+            anchors: rows whose share of the means to compute, compared with the whole batch; the shares of all rows
+                add up to the losses of the batch. All rows by default.
+        """
+        anchors = anchors or slice(0, len(encoded.rows))
+        contrastive = self._contrastive(encoded, alpha, anchors)
         matched = listed = torch.zeros((), device=contrastive.device)
-        if matching:
-            pairs = self._pairs(*embeds, batch.image_ids)
+        if negatives is not None:
+            pairs = negatives.pairs(anchors)
             scores = self.model.match(
-                speech.last_hidden_state, speech.attention_mask, image.last_hidden_state, pairs.image, pairs.speech
+                encoded.speech_states, encoded.speech_mask, encoded.image_states, pairs.image, pairs.speech
             )
             matched = pairwise_matching_loss(scores, pairs)
             listed = listwise_matching_loss(scores, pairs)
@@ -110,17 +176,27 @@ class CoarseToFineObjective(nn.Module):
         return Losses(total, contrastive.detach(), matched.detach(), listed.detach())
 
     @torch.no_grad()
-    def after_step(self, updates: int) -> None:
-        """Move the teacher and fill the queue, after optimizer step number `updates`, counted from 1.
+    def negatives(self, encoded: EncodedBatch, generator: torch.Generator | None = None) -> HardNegatives:
+        """Draw the hard negatives of every row of a batch, in both directions."""
+        with torch.autocast(encoded.speech.device.type, enabled=False):
+            similarity = encoded.speech @ encoded.image.T / self.model.temperature
+        if self.negative_sampling == "random":
+            similarity = torch.zeros_like(similarity)
+        same_image = encoded.image_ids[:, None] == encoded.image_ids[None, :]
+        return HardNegatives(
+            sample_hard_negatives(similarity, same_image, self.hard_negatives, generator),
+            sample_hard_negatives(similarity.T, same_image, self.hard_negatives, generator),
+        )
 
-        With gradient accumulation this is once for all micro-batches, so that they see one queue and one teacher.
-        """
+    @torch.no_grad()
+    def after_step(self, updates: int) -> None:
+        """Move the teacher and fill the queue, after optimizer step number `updates`, counted from 1."""
         self.model.clamp_temperature()
         if self.teacher is not None:
             self.teacher.update(self.model, updates)
-        if self.queue is not None and self._to_enqueue:
-            self.queue.enqueue(*(torch.cat(parts) for parts in zip(*self._to_enqueue, strict=True)))
-        self._to_enqueue.clear()
+        if self._to_enqueue is not None:
+            self.queue.enqueue(*self._to_enqueue)
+            self._to_enqueue = None
 
     def _shared_inputs(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """What student and teacher encode: of a frozen backbone, which both have, the output, so that it runs once."""
@@ -132,45 +208,29 @@ class CoarseToFineObjective(nn.Module):
             image = {"backbone_features": self.model.get_image_backbone_features(**image)}
         return speech, image
 
-    def _contrastive(
-        self,
-        embeds: tuple[Tensor, Tensor],
-        momentum_embeds: tuple[Tensor, Tensor] | None,
-        image_ids: Tensor,
-        alpha: float,
-    ) -> Tensor:
+    def _contrastive(self, encoded: EncodedBatch, alpha: float, anchors: slice) -> Tensor:
         """SIC against the momentum embeddings of the batch and of the queue (ALBEF equations 1, 2 and 6); without a
         teacher against the batch itself."""
-        speech, image = embeds
-        all_speech, all_image = momentum_embeds or embeds
-        column_ids = image_ids
-        if self.queue is not None and momentum_embeds is not None and len(self.queue):
+        momentum = encoded.momentum
+        all_speech, all_image = momentum or (encoded.speech, encoded.image)
+        column_ids = encoded.image_ids
+        if self.queue is not None and momentum is not None and len(self.queue):
             queued_speech, queued_image, queued_ids, _ = self.queue.contents()
             all_speech, all_image = torch.cat([all_speech, queued_speech]), torch.cat([all_image, queued_image])
-            column_ids = torch.cat([image_ids, queued_ids])
+            column_ids = torch.cat([column_ids, queued_ids])
         # Not under autocast: bfloat16 would round similarities by more than what separates hard negatives.
-        with torch.autocast(speech.device.type, enabled=False):
+        with torch.autocast(all_speech.device.type, enabled=False):
             temperature = self.model.temperature
-            speech_targets = image_targets = positive_targets(image_ids, column_ids)
-            if momentum_embeds is not None and alpha > 0:
-                speech_targets = self._distilled(momentum_embeds[0] @ all_image.T, speech_targets, alpha)
-                image_targets = self._distilled(momentum_embeds[1] @ all_speech.T, image_targets, alpha)
-            return contrastive_loss(
+            speech_targets = image_targets = positive_targets(encoded.image_ids[anchors], column_ids)
+            if momentum is not None and alpha > 0:
+                speech_targets = self._distilled(momentum[0][anchors] @ all_image.T, speech_targets, alpha)
+                image_targets = self._distilled(momentum[1][anchors] @ all_speech.T, image_targets, alpha)
+            speech, image = encoded.speech[anchors], encoded.image[anchors]
+            loss = contrastive_loss(
                 speech @ all_image.T / temperature, image @ all_speech.T / temperature, speech_targets, image_targets
             )
+        return loss * (len(speech) / len(encoded.rows))
 
     @torch.no_grad()
     def _distilled(self, similarity: Tensor, targets: Tensor, alpha: float) -> Tensor:
         return alpha * (similarity / self.model.temperature).softmax(1) + (1 - alpha) * targets
-
-    @torch.no_grad()
-    def _pairs(self, speech: Tensor, image: Tensor, image_ids: Tensor) -> MatchingPairs:
-        with torch.autocast(speech.device.type, enabled=False):
-            similarity = speech @ image.T / self.model.temperature
-        if self.negative_sampling == "random":
-            similarity = torch.zeros_like(similarity)
-        same_image = image_ids[:, None] == image_ids[None, :]
-        return MatchingPairs.with_negatives(
-            sample_hard_negatives(similarity, same_image, self.hard_negatives),
-            sample_hard_negatives(similarity.T, same_image, self.hard_negatives),
-        )

@@ -11,7 +11,7 @@ from speech_image_retrieval.app import markup
 from speech_image_retrieval.app.answers import Answer, Answering
 from speech_image_retrieval.app.events import Asked, Events
 from speech_image_retrieval.app.upload_folder import UploadFolder
-from speech_image_retrieval.app.uploads import UploadLimits, UploadRefused
+from speech_image_retrieval.processing.uploads import UploadLimits, UploadRefused
 from speech_image_retrieval.retrieval.index import SpeechImageIndex
 
 from ..retrieval.tiny_gallery import tiny_model, tiny_processor, write_picture, write_recording

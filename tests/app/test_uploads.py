@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image, ImageFile
-from speech_image_retrieval.app.uploads import UploadLimits, UploadRefused, read_picture, read_recording
 from speech_image_retrieval.processing.media import MediaError, load_speech
+from speech_image_retrieval.processing.uploads import UploadLimits, UploadRefused, read_picture, read_recording
 
 from .hostile_files import RATE, bomb_png, long_silence, lying_mp3, recording
 

@@ -110,7 +110,7 @@ def test_the_peak_is_that_of_the_allocator(make_arguments, tmp_path):
 
     step()  # what is allocated once and for all
     objective.zero_grad(set_to_none=True)
-    objective._to_enqueue.clear()
+    objective._to_enqueue = None
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
     live = peak = 0

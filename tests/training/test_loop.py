@@ -55,7 +55,7 @@ def _assert_same_run(folder: Path, expected: Path) -> None:
     assert (folder / "evaluation.json").read_bytes() == (expected / "evaluation.json").read_bytes()
     final, wanted = (latest_checkpoint(part / "checkpoints") for part in (folder, expected))
     assert final.name == wanted.name
-    for name in ("objective", "optimizers", "random"):
+    for name in ("objective", "optimizers", "random-0", "extra"):
         states, others = (load_file(part / f"{name}.safetensors") for part in (final, wanted))
         assert states.keys() == others.keys()
         assert all(torch.equal(states[key], others[key]) for key in states), name
@@ -83,7 +83,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(make_argument
 
 @pytest.mark.parametrize(
     ("method", "step"),
-    [("_compose_epoch", 3), ("_optimize", 4), ("_optimize", 8), ("_validate", 6), ("_save", 6), ("_optimize", 1)],
+    [("_train_epoch", 3), ("_optimize", 4), ("_optimize", 8), ("_validate", 6), ("_save", 6), ("_optimize", 1)],
     ids=["between epochs", "amid an epoch", "amid the last", "at validation", "before a checkpoint", "before any"],
 )
 def test_interrupted_and_resumed_equals_never_interrupted(
@@ -116,12 +116,12 @@ def test_a_crash_while_a_checkpoint_is_written_costs_only_the_steps_since_the_on
 ):
     written = []
 
-    def failing(tensors, path):
+    def failing(tensors, path, metadata=None):
         written.append(path)
-        if len(written) == 5:  # the optimizer of the second checkpoint
+        if len(written) == 7:  # the optimizers of the second checkpoint
             path.write_bytes(b"half")
             raise OSError("No space left on device")
-        return checkpoint_module_save(tensors, path)
+        return checkpoint_module_save(tensors, path, metadata)
 
     checkpoint_module_save = checkpoint_module.save_file
     with monkeypatch.context() as patched:
@@ -237,19 +237,68 @@ def test_hubert_is_trained_through_its_waveform_convolutions(make_arguments, tmp
     assert not {name for name in unmoved if "conv" in name or "layers" in name}
 
 
-def test_a_gradient_that_is_not_finite_stops_the_run_and_says_what_to_do(make_arguments, tmp_path, monkeypatch):
-    original = Trainer._optimize
+def test_a_gradient_that_is_not_finite_stops_the_run_says_what_to_do_and_keeps_the_batch(
+    make_arguments, tmp_path, monkeypatch
+):
+    original, rows = Trainer._optimize, []
 
     def poisoned(self, micro_batches):
         if self.step == 4:
             micro_batches[0].image["pixel_values"].fill_(torch.nan)
+            rows.extend(batch.rows for batch in micro_batches)
         return original(self, micro_batches)
 
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_optimize", poisoned)
-        with pytest.raises(FloatingPointError, match=r"not finite at step 5\. Lower learning_rate"):
+        with pytest.raises(FloatingPointError, match=r"not finite at step 5\. Lower learning_rate.*not-finite-0"):
             Trainer(make_arguments(tmp_path)).run()
     assert latest_checkpoint(tmp_path / "checkpoints").name == "checkpoint-3"
+    kept = load_file(tmp_path / "not-finite-0.safetensors")
+    assert [kept[f"{number}.rows"].tolist() for number in (0, 1)] == [part.tolist() for part in rows]
+    assert kept["0.image.pixel_values"].isnan().all()
+    assert not kept["1.speech.input_values"].isnan().any()
+
+
+def test_told_to_end_by_a_scheduler_it_leaves_a_checkpoint_and_goes_on_from_it(
+    make_arguments, whole_run, tmp_path, monkeypatch, capsys
+):
+    original = Trainer._optimize
+
+    def told(self, micro_batches):
+        if self.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, micro_batches)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_optimize", told)
+        with pytest.raises(SystemExit) as ended:
+            Trainer(make_arguments(tmp_path)).run()
+    assert ended.value.code == 0
+    assert "Ended by SIGTERM at step 5 of 9" in capsys.readouterr().err
+    assert latest_checkpoint(tmp_path / "checkpoints").name == "checkpoint-5"
+    assert signal.getsignal(signal.SIGTERM) == before
+    Trainer(make_arguments(tmp_path)).run()
+    _assert_same_run(tmp_path, whole_run)
+
+
+def test_a_scheduler_that_signals_the_whole_group_does_not_take_the_data_workers_away(make_arguments, tmp_path):
+    folder = tmp_path / "run"
+    save_arguments(make_arguments(folder, num_workers=1, num_epochs=200), tmp_path / "run.yaml")
+    process = subprocess.Popen(
+        [sys.executable, str(TRAIN), str(tmp_path / "run.yaml")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while process.poll() is None and len(read_log(folder / "log.csv")) < 10:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, printed = process.communicate()
+    assert process.returncode == 0, printed
+    ended = latest_checkpoint(folder / "checkpoints").name.removeprefix("checkpoint-")
+    assert f"Ended by SIGTERM at step {ended} of 600" in printed
 
 
 def test_a_checkpoint_of_another_model_is_refused(make_arguments, whole_run, tmp_path):

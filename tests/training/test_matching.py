@@ -4,20 +4,24 @@ import math
 
 import pytest
 import torch
-from speech_image_retrieval.training.matching import MatchingPairs, listwise_matching_loss, pairwise_matching_loss
+from speech_image_retrieval.training.matching import (
+    HardNegatives,
+    MatchingPairs,
+    listwise_matching_loss,
+    pairwise_matching_loss,
+)
 
 YES, NO = True, False
 
 
-def pairs(images, images_found, speeches, speeches_found) -> MatchingPairs:
-    return MatchingPairs.with_negatives(
+def pairs(images, images_found, speeches, speeches_found, anchors: slice | None = None) -> MatchingPairs:
+    return HardNegatives(
         (torch.tensor(images), torch.tensor(images_found)), (torch.tensor(speeches), torch.tensor(speeches_found))
-    )
+    ).pairs(anchors)
 
 
-TWO_EACH = pairs(
-    [[1, 2], [2, 0], [0, 1]], [[YES, YES], [YES, NO], [NO, NO]], [[2, 1], [0, 2], [1, 0]], [[YES] * 2] * 3
-)
+DRAWN = ([[1, 2], [2, 0], [0, 1]], [[YES, YES], [YES, NO], [NO, NO]], [[2, 1], [0, 2], [1, 0]], [[YES] * 2] * 3)
+TWO_EACH = pairs(*DRAWN)
 
 
 def test_pairs_are_the_matched_ones_then_each_speechs_images_then_each_images_speeches():
@@ -70,3 +74,16 @@ def test_without_any_negative_only_the_matched_pairs_teach():
     assert listwise.item() == 0
     (listwise + pairwise_matching_loss(scores, alone)).backward()
     assert scores.grad.tolist() == pytest.approx([torch.sigmoid(torch.tensor(0.3)).item() - 1, 0, 0])
+
+
+def test_shares_of_the_rows_add_up_to_the_losses_of_the_batch():
+    scores = {
+        (speech, image): 0.3 * speech - 0.7 * image + speech * image for speech in range(3) for image in range(3)
+    }
+
+    def losses(part: MatchingPairs) -> tuple[float, float]:
+        of_pairs = torch.tensor([scores[pair] for pair in zip(part.speech.tolist(), part.image.tolist(), strict=True)])
+        return pairwise_matching_loss(of_pairs, part).item(), listwise_matching_loss(of_pairs, part).item()
+
+    shares = [losses(pairs(*DRAWN, anchors=slice(start, stop))) for start, stop in ((0, 1), (1, 3))]
+    assert [sum(of) for of in zip(*shares, strict=True)] == pytest.approx(losses(TWO_EACH))

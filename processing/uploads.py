@@ -12,8 +12,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from ..processing.media import MediaError, load_image
-from ..retrieval.spoken_queries import is_silent
+from .media import MediaError, is_silent, load_image
 
 _UNKNOWN_FRAMES = 2**62  # a FLAC that was written to a pipe does not say how long it is
 _RECORDING_FORMATS = frozenset(("AIFF", "AU", "CAF", "FLAC", "MP3", "OGG", "RF64", "W64", "WAV", "WAVEX"))
@@ -55,9 +54,7 @@ def read_recording(upload: Path | bytes, limits: UploadLimits) -> dict[str, Any]
             samples = _mono(recording)
             rate = recording.samplerate
     except (soundfile.LibsndfileError, RuntimeError, TypeError):
-        raise UploadRefused(
-            "This file cannot be read as a recording. Send WAV, FLAC, MP3, Ogg or Opus, or record in the page."
-        ) from None
+        raise UploadRefused("This file cannot be read as a recording. Send WAV, FLAC, MP3, Ogg or Opus.") from None
     if not np.isfinite(samples).all():
         raise UploadRefused("This recording is damaged: it has samples that are no numbers.")
     if is_silent(samples):

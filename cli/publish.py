@@ -1,0 +1,88 @@
+"""`sir publish`: a model on the Hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .app import app
+from .corpus import load_split
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+RepoIdOption = Annotated[str, typer.Option("--repo-id", help="Where to, such as org/name.")]
+PrivateOption = Annotated[bool, typer.Option("--private", help="Make a new repository private.")]
+RevisionOption = Annotated[
+    str | None, typer.Option("--revision", metavar="BRANCH", help="A branch to publish to; made if it is not there.")
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Put together and check, show the files and the card, upload nothing.")
+]
+
+
+@app.command()
+def publish(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder with its evaluation.json.")],
+    repo_id: RepoIdOption,
+    examples: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CORPUS",
+            help="A corpus; the first recording and picture of its test split are published as examples. "
+            "Default: the examples of the model, or the corpus that it was measured on.",
+        ),
+    ] = None,
+    gallery: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="INDEX", help="An index of pictures or recordings to publish with the model; may be repeated."
+        ),
+    ] = None,
+    card: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A card of your own in place of the one that is rendered.")
+    ] = None,
+    license: Annotated[str, typer.Option(help="Licence of the weights, as the Hub names it.")] = "apache-2.0",
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="Hub id of training data, for the card; may be repeated.")
+    ] = None,
+    private: PrivateOption = False,
+    revision: RevisionOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Publish a model on the Hub, in one commit, once it loads where this package is not installed."""
+    from ..hub_cards.publishing import Publication, publish_model, staged
+
+    publication = Publication(
+        model, repo_id, _example(model, examples), tuple(gallery or ()), card, license, tuple(dataset or ())
+    )
+    if not dry_run:
+        typer.echo(publish_model(publication, private=private, revision=revision, say=typer.echo))
+        return
+    with staged(publication) as folder:
+        print_files(folder)
+        typer.echo("\n" + (folder / "README.md").read_text(encoding="utf-8"))
+    typer.echo("Checked. Nothing was uploaded.")
+
+
+def print_files(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            typer.echo(f"{path.stat().st_size:>14,}  {path.relative_to(folder).as_posix()}")
+
+
+def _example(model: Path, corpus: str | None) -> Mapping[str, Any] | None:
+    """The first row of the test split of a corpus, or None if the model has examples already or nothing is known."""
+    if corpus is None and (model / "examples").is_dir():
+        return None
+    if corpus is None and (model / "evaluation.json").is_file():
+        corpus = json.loads((model / "evaluation.json").read_text(encoding="utf-8"))["protocol"]["corpus"]
+    if corpus is None:
+        return None
+    try:
+        return load_split(corpus, "test")[0]
+    except ValueError as error:
+        raise ValueError(f"{error} Its test split gives the example: name a corpus with --examples CORPUS.") from error

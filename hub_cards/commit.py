@@ -1,0 +1,107 @@
+"""A folder becomes a revision of a repository on the Hub, in one commit or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import httpx
+
+from .refusal import PublishError
+
+_KEPT = ".gitattributes"  # the Hub's own, which says what is stored as a large file
+
+
+def make_repository(api: HfApi, repo_id: str, kind: str, private: bool) -> bool:
+    """Make a repository unless it is there; returns whether it is private.
+
+    Args:
+        kind: `model`, `dataset` or `space`.
+        private: whether a new repository is; one that is there stays as it is.
+
+    Raises:
+        PublishError: the Hub does not allow it.
+    """
+    try:
+        api.create_repo(
+            repo_id,
+            repo_type=kind,
+            private=private,
+            exist_ok=True,
+            space_sdk="static" if kind == "space" else None,
+        )
+        return bool(api.repo_info(repo_id, repo_type=kind).private)
+    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
+        raise _explained(error, repo_id, "Nothing was uploaded") from error
+
+
+def make_repository_as_asked(api: HfApi, repo_id: str, kind: str, private: bool) -> None:
+    """Make a repository unless it is there, and refuse one that everybody reads where it shall be private.
+
+    Raises:
+        PublishError: that, or the Hub does not allow it.
+    """
+    if not make_repository(api, repo_id, kind, private) and private:
+        raise PublishError(
+            f"{repo_id} is on the Hub already, and everybody can read it. Make it private in its settings, or publish "
+            "without --private."
+        )
+
+
+def commit_folder(api: HfApi, folder: Path, repo_id: str, kind: str, revision: str | None, message: str) -> str:
+    """Make a repository hold exactly this folder, by one commit; returns the commit's address.
+
+    `HfApi.upload_folder` may divide a folder into several commits, and its users would meet new code with old weights.
+    What the repository held before stays in its history.
+
+    Args:
+        revision: a branch, made from `main` if it is not there; None is `main`.
+
+    Raises:
+        PublishError: the Hub did not take it; the branch is as it was.
+    """
+    try:
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, repo_type=kind, exist_ok=True)
+        before = api.repo_info(repo_id, repo_type=kind, revision=revision)
+        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        stale = {file.rfilename for file in before.siblings} - set(files) - {_KEPT}
+        operations = [
+            *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()),
+            *(CommitOperationDelete(path_in_repo=name) for name in sorted(stale)),
+        ]
+        return api.create_commit(
+            repo_id,
+            operations,
+            commit_message=message,
+            repo_type=kind,
+            revision=revision,
+            parent_commit=before.sha,  # whoever published at the same time is not overwritten unseen
+        ).commit_url
+    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
+        raise _explained(error, repo_id, f"Its branch {revision or 'main'} is as it was") from error
+
+
+def _explained(error: Exception, repo_id: str, state: str) -> PublishError:
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if isinstance(error, HFValidationError):
+        return PublishError(f"{repo_id!r} is no id of a repository on the Hub. Such an id is like org/name.")
+    if isinstance(error, RevisionNotFoundError):
+        return PublishError(f"{repo_id} has no such branch. {state}. Give the name of a branch, not a tag or commit.")
+    if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
+        return PublishError(
+            f"The Hub does not let you write to {repo_id}. {state}. Set HF_TOKEN to a token that may, or log in: "
+            "hf auth login"
+        )
+    if status == 412:
+        return PublishError(
+            f"Somebody else published to {repo_id} meanwhile. {state} as they left it. Look, and run again."
+        )
+    said = (str(error).strip() or type(error).__name__).splitlines()
+    return PublishError(f"The Hub did not take {repo_id}: {' '.join(said[:2])} {state}. Run the same command again.")

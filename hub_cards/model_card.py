@@ -1,0 +1,236 @@
+"""The card of a model: what its report, its configuration and the record of its training say, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..corpora.hub import is_hub_id
+from ..evaluation.recall import RECALL_CUTOFFS
+from ..evaluation.report_text import interval, protocol_lines
+from ..evaluation.standard_pools import corpus_called, corpus_name
+from ..modeling.shipped_gallery import GALLERY_FOLDERS
+from ..processing.processing_speech_image_retrieval import MAX_CHUNKS
+from .refusal import PublishError
+
+_TEMPLATE = Path(__file__).with_name("model_card.md")
+_DIRECTIONS = {"speech_to_image": "speech to image", "image_to_speech": "image to speech"}
+_STAGES = {"coarse": "coarse", "reranked": "re-ranked"}
+_TAGS = ["speech-image-retrieval", "cross-modal-retrieval", "audio-to-image-retrieval", "speech", "image"]
+_CORPORA = {
+    "spoken_shapes": "Scenes are drawn and speech is synthesised by espeak-ng; no media of others are in it.",
+    "tuxpaint": "Pictures and speech are Tux Paint's stamps, GPL-2.0.",
+    "flickr8k_audio": "The recordings are CC BY-SA; the pictures of Flickr8k are for research.",
+    "spoken_coco": "The recordings are CC BY-SA; the pictures of COCO are under the terms of their authors on Flickr.",
+}
+
+
+def read_reports(folder: Path) -> dict[str, dict[str, Any]]:
+    """The reports `evaluation*.json` of a model by the names of their files, that of the test split first.
+
+    Raises:
+        PublishError: there is none, or one is no report of `sir evaluate`.
+    """
+    paths = sorted(folder.glob("evaluation*.json"), key=lambda path: path.stem)
+    how = f"sir evaluate {folder} --corpus CORPUS --score-rule validation --json {folder}/evaluation.json"
+    if not (folder / "evaluation.json").is_file():
+        raise PublishError(
+            f"{folder} has no evaluation.json, and nobody would know how well it finds. Measure it: {how}"
+        )
+    reports = {path.name: _read(path) for path in paths}
+    for name, report in reports.items():
+        path = folder / name
+        if not isinstance(report, dict) or not {"pool", "corpus", "split"} <= set(report.get("protocol", ())):
+            raise PublishError(f"{path} does not state its pool, as reports do now. Measure the model again: {how}")
+        if "intervals" not in report:
+            raise PublishError(f"{path} has no intervals, as reports have now. Measure the model again: {how}")
+    return reports
+
+
+def published_report(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A report without folders of this machine, which say nothing elsewhere: their names are left, and Hub ids."""
+    protocol = dict(report["protocol"])
+    if not is_hub_id(protocol["corpus"]):
+        protocol["corpus"] = corpus_name(protocol["corpus"])
+    checkpoint = protocol.get("checkpoint")
+    if checkpoint and not is_hub_id(checkpoint["name"]):
+        protocol["checkpoint"] = {**checkpoint, "name": Path(checkpoint["name"]).name}
+    return {**report, "protocol": protocol}
+
+
+def render_model_card(
+    folder: Path,
+    repo_id: str,
+    reports: Sequence[Mapping[str, Any]],
+    *,
+    license: str,
+    datasets: Sequence[str] = (),
+) -> ModelCard:
+    """The card of a staged folder, with the metadata that the Hub reads.
+
+    With a gallery of pictures, its endpoint answers the contract of audio classification, which has a widget; with one
+    of recordings alone, that of image classification.
+
+    Args:
+        reports: see :func:`published_report`.
+        license: of the weights, as the Hub names it.
+        datasets: Hub ids of the training data.
+    """
+    config = _read(folder / "config.json")
+    processor = _read(folder / "processor_config.json")
+    training = _read(folder / "training.json") if (folder / "training.json").is_file() else {}
+    corpus = training.get("corpus") or reports[0]["protocol"]["corpus"]
+    galleries = [modality for modality, place in GALLERY_FOLDERS.items() if (folder / place).is_dir()]
+    backbones = [training[name] for name in ("speech_backbone", "vision_backbone") if name in training]
+    recording, picture = (next((folder / "examples").glob(f"{kind}.*")) for kind in ("recording", "picture"))
+    data = ModelCardData(
+        model_name=repo_id.split("/")[-1],
+        language=sorted({tag.split("-")[0] for tag in training.get("languages", ())}) or None,
+        license=license,
+        library_name="transformers",
+        pipeline_tag=_task(galleries),
+        base_model=backbones or None,
+        datasets=list(datasets) or ([corpus] if is_hub_id(corpus) else None),
+        metrics=["recall"],
+        tags=_TAGS,
+        eval_results=[result for report in reports for result in eval_results(report)],
+        widget=_widget(galleries, recording, picture),
+        co2_eq_emissions={"emissions": training["co2_grams"]} if "co2_grams" in training else None,
+    )
+    return ModelCard.from_template(
+        data,
+        template_path=str(_TEMPLATE),
+        repo_id=repo_id,
+        speech_encoder=config["speech_config"]["model_type"],
+        vision_encoder=config["vision_config"]["model_type"],
+        from_scratch=training.get("pretrained") is False,
+        backbones=backbones,
+        training=training,
+        corpus=corpus,
+        corpus_licence=_CORPORA.get(corpus_called(corpus, _CORPORA) or ""),
+        evaluations=[_as_table(report) for report in reports],
+        sampling_rate=processor["feature_extractor"]["sampling_rate"],
+        min_seconds=processor["min_seconds"],
+        max_seconds=processor["max_seconds"],
+        longest=MAX_CHUNKS * processor["max_seconds"],
+        recording=recording.name,
+        picture=picture.name,
+        galleries=galleries,
+    )
+
+
+def _task(galleries: Sequence[str]) -> str:
+    if "image" in galleries:
+        return "audio-classification"
+    return "image-classification" if galleries else "feature-extraction"
+
+
+def _widget(galleries: Sequence[str], recording: Path, picture: Path) -> list[dict[str, str]] | None:
+    """What to try, of the one kind that the task takes."""
+    if not galleries:
+        return None
+    shown, title = (recording, "A spoken query") if "image" in galleries else (picture, "A picture")
+    return [{"src": f"examples/{shown.name}", "example_title": title}]
+
+
+def check_metadata(card: ModelCard) -> None:
+    """Refuse what the Hub would, as far as that is known without it; it has the last word when a card is uploaded.
+
+    Raises:
+        PublishError: the metadata are none, or lack something.
+    """
+    metadata = card.data.to_dict()
+    needed = ("license", "library_name", "pipeline_tag", "metrics", "model-index", "tags")
+    missing = [name for name in needed if not metadata.get(name)]
+    if missing:
+        raise PublishError(f"The card lacks {', '.join(missing)} in its metadata, without which it is not found.")
+
+
+def own_card(path: Path) -> ModelCard:
+    """A card that somebody wrote.
+
+    Raises:
+        PublishError: its metadata are no YAML, or lack something.
+    """
+    try:
+        card = ModelCard(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise PublishError(f"The metadata of {path} cannot be read: {error}") from error
+    check_metadata(card)
+    return card
+
+
+def eval_results(report: Mapping[str, Any]) -> list[EvalResult]:
+    """The recalls of a report as `model-index` holds them, each with what it was reached on."""
+    protocol = report["protocol"]
+    pool = {name: protocol[name] for name in ("images", "captions", "folds", "language", "pool") if name in protocol}
+    results = []
+    for direction, title in _DIRECTIONS.items():
+        for stage, words in _STAGES.items():
+            rule = {"rerank_top_k": protocol["rerank_top_k"], "score_rule": protocol["score_rule"]}
+            results += [
+                EvalResult(
+                    task_type="speech-image-retrieval",
+                    task_name="Speech-image retrieval",
+                    dataset_type=protocol["corpus"],
+                    dataset_name=protocol["corpus"],
+                    dataset_split=protocol["split"],
+                    dataset_args=pool,
+                    metric_type="recall",
+                    metric_name=f"R@{k}, {title}, {words}",
+                    metric_value=round(report[direction][stage][f"R@{k}"], 2),
+                    metric_args={"k": k, **(rule if stage == "reranked" else {})},
+                )
+                for k in RECALL_CUTOFFS
+                if stage in report[direction]
+            ]
+    return results
+
+
+def _as_table(report: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template shows of a report: sentences on the protocol, and rows of cells."""
+    protocol = report["protocol"]
+    rows, slices = [], []
+    for direction, title in _DIRECTIONS.items():
+        figures = report[direction]
+        for stage, words in _STAGES.items():
+            if stage in figures:
+                name = f"{title}, {words}" + (f", top {figures['rerank_top_k']}" if stage == "reranked" else "")
+                rows.append([name, *_cells(figures[stage], report["intervals"][direction][stage])])
+        rows.append([f"{title}, chance", *_cells(figures["chance"], {})])
+        slices += [
+            [group, f"{of['captions']:,}", words, *_cells(of[stage], {})]
+            for group, of in figures.get("groups", {}).items()
+            for stage, words in _STAGES.items()
+            if stage in of
+        ]
+    title = f"{protocol['corpus']}, split {protocol['split']}: {protocol['images']:,} pictures, "
+    return {
+        "title": title + f"{protocol['captions']:,} spoken captions",
+        "sentences": protocol_lines(report),
+        "ceiling": {
+            title: report[name]["rerank_ceiling"]
+            for name, title in _DIRECTIONS.items()
+            if "rerank_ceiling" in report[name]
+        },
+        "score_rule": protocol["score_rule"],
+        "rows": rows,
+        "slices": slices,
+    }
+
+
+def _cells(summary: Mapping[str, float], bounds: Mapping[str, Sequence[float]]) -> list[str]:
+    cells = [
+        f"{summary[name]:.1f}" + (f" ({interval(tuple(bounds[name]))})" if name in bounds else "")
+        for name in (f"R@{k}" for k in RECALL_CUTOFFS)
+    ]
+    return [*cells, f"{summary['median_rank']:.1f}" if "median_rank" in summary else ""]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,121 @@
+"""Publish a model: put it together, check it as a stranger would use it, and commit it once."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+
+from ..evaluation.model_identity import model_identity
+from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
+from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
+from .clean_load import check_clean_load
+from .commit import commit_folder, make_repository_as_asked
+from .content import check_content
+from .model_card import check_metadata, own_card, published_report, read_reports, render_model_card
+from .refusal import PublishError
+from .staging import replace_file, stage_model
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What a model is published with.
+
+    Attributes:
+        model: the exported folder, with its `evaluation.json`.
+        repo_id: where to, such as `org/name`.
+        example: a row of a corpus whose recording and picture are shown and tried; None takes those of the model.
+        galleries: indexes of pictures or of recordings that are published with the model.
+        card: a card of your own in place of the one that is rendered.
+        license: of the weights, as the Hub names it.
+        datasets: Hub ids of the training data, for the card.
+    """
+
+    model: Path
+    repo_id: str
+    example: Mapping[str, Any] | None = None
+    galleries: Sequence[str] = ()
+    card: Path | None = None
+    license: str = "apache-2.0"
+    datasets: Sequence[str] = ()
+
+
+@contextmanager
+def staged(publication: Publication) -> Iterator[Path]:
+    """The folder as it is published, checked; it is gone afterwards, the model's own is never changed.
+
+    Raises:
+        PublishError: something must not be published, or is missing.
+    """
+    model = publication.model
+    if not (model / "config.json").is_file():
+        raise PublishError(f"{model} holds no model: there is no config.json in it. Give the folder `model` of a run.")
+    check_content(model)
+    reports = read_reports(model)
+    _check_reports_are_of(model, reports.values())
+    with tempfile.TemporaryDirectory(prefix=".publishing-", dir=model.resolve().parent) as place:
+        folder = Path(place) / "model"
+        rule = reports["evaluation.json"]["protocol"]["score_rule"] or "sim"
+        stage_model(model, folder, publication.example, publication.galleries, rule)
+        reports = {name: published_report(report) for name, report in reports.items()}
+        for name, report in reports.items():
+            replace_file(folder / name, (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
+        if publication.card is not None:
+            card = own_card(publication.card)
+        else:
+            card = render_model_card(
+                folder,
+                publication.repo_id,
+                list(reports.values()),
+                license=publication.license,
+                datasets=publication.datasets,
+            )
+            check_metadata(card)
+        replace_file(folder / "README.md", str(card).encode())
+        check_content(folder)
+        check_clean_load(folder)
+        yield folder
+
+
+def publish_model(
+    publication: Publication,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    api: HfApi | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> str:
+    """Publish a model in one commit; returns its address.
+
+    Args:
+        revision: a branch, made if it is not there; None is `main`.
+
+    Raises:
+        PublishError: see :func:`staged`; or the Hub did not take it, and is as it was.
+    """
+    api = api or HfApi()
+    with staged(publication) as folder:
+        say(f"Checked. Uploading to {publication.repo_id}")
+        make_repository_as_asked(api, publication.repo_id, "model", private)
+        return commit_folder(api, folder, publication.repo_id, "model", revision, f"Publish {publication.model.name}")
+
+
+def _check_reports_are_of(folder: Path, reports: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse figures of another model, as far as the reports say of which they are."""
+    stated = {report["protocol"].get("checkpoint", {}).get("fingerprint") for report in reports} - {None}
+    if not stated:
+        return
+    model = SpeechImageRetrievalModel.from_pretrained(folder)
+    fingerprint = model_identity(model, SpeechImageRetrievalProcessor.from_pretrained(folder))
+    if stated != {fingerprint}:
+        raise PublishError(
+            f"evaluation.json in {folder} is about another model: weights, configuration or preprocessing have "
+            f"changed since. Measure it again: sir evaluate {folder} --corpus CORPUS --score-rule validation "
+            f"--json {folder}/evaluation.json"
+        )

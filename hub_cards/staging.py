@@ -1,0 +1,89 @@
+"""The folder that becomes a repository: a model, its card and figures, an endpoint's handler, an example."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import soundfile
+from PIL import Image
+
+from ..evaluation.reranking import ScoreRule
+from .refusal import PublishError
+
+ENDPOINT_FILES = (Path(__file__).with_name("handler.py"), Path(__file__).with_name("requirements.txt"))
+"""What Inference Endpoints run and install."""
+
+
+def stage_model(
+    model: Path, folder: Path, example: Mapping[str, Any] | None, galleries: Sequence[str], score_rule: ScoreRule
+) -> None:
+    """Put together what of a model is published, but for its card.
+
+    Args:
+        model: the exported folder; its files are linked where the file system can do that, not copied.
+        folder: where to; made.
+        example: a row of a corpus, whose recording and picture are shown and tried; None takes those that are in
+            `examples/` of the model.
+        galleries: indexes of pictures, of recordings or of both, which the published model searches by itself.
+        score_rule: what orders re-ranked answers from them.
+
+    Raises:
+        PublishError: there is no example.
+    """
+    shutil.copytree(model, folder, copy_function=_link_or_copy, dirs_exist_ok=True)
+    for path in ENDPOINT_FILES:
+        replace_file(folder / path.name, path.read_bytes())
+    if example is not None:
+        _write_example(example, folder / "examples")
+    elif len(list((model / "examples").glob("*"))) < 2:
+        raise PublishError(
+            f"There is no recording and no picture to show and try {model} with. Give a corpus that has them: "
+            "--examples CORPUS"
+        )
+    if galleries:
+        shutil.rmtree(folder / "gallery", ignore_errors=True)  # those of the model itself, which are links
+        from .gallery import ship_gallery  # needs LanceDB
+
+        for uri in galleries:
+            ship_gallery(uri, folder, score_rule=score_rule)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file anew: writing into one that is linked would change the model's own."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+
+
+def find_example(folder: Path, kind: str) -> Path:
+    """The `recording` or the `picture` among the examples of a staged folder."""
+    return next((folder / "examples").glob(f"{kind}.*"))
+
+
+def _write_example(row: Mapping[str, Any], folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    recording, picture = (_encoded(row[name]) for name in ("audio", "image"))
+    kind = soundfile.info(io.BytesIO(recording)).format.lower()
+    (folder / f"recording.{kind}").write_bytes(recording)
+    with Image.open(io.BytesIO(picture)) as opened:
+        (folder / f"picture.{(opened.format or 'png').lower()}").write_bytes(picture)
+
+
+def _encoded(media: Mapping[str, Any]) -> bytes:
+    return media["bytes"] if media["bytes"] is not None else Path(media["path"]).read_bytes()
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """A second name of the same file costs nothing, which matters for weights."""
+    if Path(source).is_symlink():  # shutil follows links, os.link does not
+        shutil.copyfile(source, target)
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

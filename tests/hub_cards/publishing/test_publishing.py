@@ -1,0 +1,219 @@
+"""What is published is the checked folder, whole, in one commit or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub import HfApi, ModelCard
+from safetensors.torch import load_file, save_file
+from speech_image_retrieval.hub_cards.publishing import Publication, publish_model, staged
+from speech_image_retrieval.hub_cards.refusal import PublishError
+from speech_image_retrieval.retrieval.index import SpeechImageIndex
+
+from ...hub_server import TOKEN, HubServer
+from ...retrieval.tiny_gallery import save_tiny, tiny_model, tiny_processor, write_picture
+from ..conftest import Published
+
+COMMIT = "/api/models/org/tiny/commit/main"
+
+
+@pytest.fixture
+def folder(exported: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported, tmp_path / "model"))
+
+
+@pytest.fixture
+def publication(folder: Path, rows) -> Publication:
+    return Publication(folder, "org/tiny", rows[0])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def commits(hub: HubServer) -> int:
+    return sum(request.path == COMMIT for request in hub.requests)
+
+
+def test_a_model_is_published_in_one_commit_and_its_folder_stays_as_it_was(
+    hub: HubServer, api: HfApi, publication: Publication, rows
+):
+    before = contents(publication.model)
+    address = publish_model(publication, api=api)
+    files = hub.files("model", "org/tiny")
+    assert commits(hub) == 1
+    assert address.startswith(f"{hub.url}/org/tiny/commit/")
+    assert contents(publication.model) == before
+    assert [path.name for path in publication.model.parent.iterdir()] == ["model"]
+    added = {"README.md", "handler.py", "requirements.txt", "examples/recording.wav", "examples/picture.png"}
+    assert set(files) == set(before) | added
+    assert all(files[name] == content for name, content in before.items() if name != "evaluation.json")
+    assert files["examples/recording.wav"] == Path(rows[0]["audio"]["path"]).read_bytes()
+    assert files["examples/picture.png"] == rows[0]["image"]["bytes"]
+    # Figures are published without the folders of this machine.
+    published, measured = json.loads(files["evaluation.json"]), json.loads(before["evaluation.json"])
+    assert published["protocol"]["corpus"] == "spoken"
+    assert published["protocol"]["checkpoint"]["name"] == "model"
+    assert published["mean_r1"] == measured["mean_r1"]
+    assert str(publication.model.parent).encode() not in b"".join(files.values())
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_repository_holds_what_was_published_last_and_nothing_older(
+    hub: HubServer, api: HfApi, publication: Publication
+):
+    hub.publish("model", "org/tiny", {".gitattributes": b"*.bin lfs", "pytorch_model.bin": b"old", "old/a.py": b""})
+    publish_model(publication, api=api)
+    files = hub.files("model", "org/tiny")
+    assert ".gitattributes" in files
+    assert not {"pytorch_model.bin", "old/a.py"} & set(files)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_branch_is_made_and_main_left_alone(hub: HubServer, api: HfApi, publication: Publication):
+    hub.publish("model", "org/tiny", {"README.md": b"first"})
+    publish_model(publication, revision="v2", api=api)
+    publish_model(publication, revision="v2", api=api)  # the branch is there already
+    assert hub.files("model", "org/tiny") == {"README.md": b"first"}
+    assert "model.safetensors" in hub.files("model", "org/tiny", "v2")
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("status", [500, 0, 412])
+def test_an_interrupted_upload_leaves_the_old_revision_whole(
+    hub: HubServer, api: HfApi, publication: Publication, status: int
+):
+    publish_model(publication, api=api)
+    before = dict(hub.files("model", "org/tiny"))
+    weights = load_file(publication.model / "model.safetensors")
+    save_file({name: part + 1 for name, part in weights.items()}, publication.model / "model.safetensors")
+    report = json.loads((publication.model / "evaluation.json").read_text())
+    del report["protocol"]["checkpoint"]
+    (publication.model / "evaluation.json").write_text(json.dumps(report))
+    hub.failures[COMMIT] = status  # 0: it closes the connection
+    with pytest.raises(
+        PublishError, match=r"Somebody else published" if status == 412 else r"main is as it was\. Run"
+    ):
+        publish_model(publication, api=api)
+    assert hub.files("model", "org/tiny") == before
+    del hub.failures[COMMIT]
+    large = hashlib.sha256((publication.model / "model.safetensors").read_bytes()).hexdigest()
+    assert f"/lfs/{large}" in [request.path for request in hub.requests]  # the weights had arrived
+    publish_model(publication, api=api)
+    assert hub.files("model", "org/tiny")["model.safetensors"] != before["model.safetensors"]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_weights_that_do_not_arrive_are_not_committed(hub: HubServer, api: HfApi, publication: Publication):
+    large = hashlib.sha256((publication.model / "model.safetensors").read_bytes()).hexdigest()
+    hub.failures[f"/lfs/{large}"] = 403
+    with pytest.raises(PublishError, match=r"as it was"):
+        publish_model(publication, api=api)
+    assert hub.files("model", "org/tiny") == {}
+    assert commits(hub) == 0
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_shall_be_private_is_not_published_where_everybody_reads(
+    hub: HubServer, api: HfApi, publication: Publication
+):
+    hub.publish("model", "org/tiny", {"README.md": b"public"})
+    with pytest.raises(PublishError, match=r"everybody can read it.*without --private"):
+        publish_model(publication, private=True, api=api)
+    assert hub.files("model", "org/tiny") == {"README.md": b"public"}
+    hub.publish("model", "org/secret", {"README.md": b"private"}, "private")
+    with pytest.raises(PublishError, match=r"does not let you write to org/secret.*HF_TOKEN"):
+        publish_model(
+            Publication(publication.model, "org/secret", publication.example), api=HfApi(hub.url, token="hf_x")
+        )
+    assert hub.files("model", "org/secret") == {"README.md": b"private"}
+    publish_model(Publication(publication.model, "org/new", publication.example), private=True, api=api)
+    with pytest.raises(PublishError, match=r"does not let you write to org/new"):
+        publish_model(Publication(publication.model, "org/new", publication.example), api=HfApi(hub.url, token="hf_x"))
+    assert api.token == TOKEN and api.model_info("org/new").private
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_metadata_that_the_hub_refuses_are_refused_before_anything_is_uploaded(
+    hub: HubServer, api: HfApi, publication: Publication, tmp_path: Path
+):
+    with staged(publication) as folder:
+        card = ModelCard.load(folder / "README.md")
+    card.data.pipeline_tag = ["speech", "image"]
+    card.save(tmp_path / "own.md")
+    with pytest.raises(PublishError, match='"pipeline_tag" must be a string'):
+        publish_model(
+            Publication(publication.model, "org/tiny", publication.example, card=tmp_path / "own.md"), api=api
+        )
+    assert hub.files("model", "org/tiny") == {}
+    assert not any(request.path.startswith("/lfs/") for request in hub.requests)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_galleries_are_published_and_the_task_is_theirs(publication: Publication, tmp_path: Path):
+    model, processor = tiny_model(), tiny_processor()
+    index = SpeechImageIndex.create(tmp_path / "index", model, processor, "image")
+    index.add(Published.items([write_picture(tmp_path / f"{number}.png", number) for number in range(3)]))
+    with staged(Publication(publication.model, "org/tiny", publication.example, (str(tmp_path / "index"),))) as folder:
+        assert (folder / "gallery" / "images" / "gallery.safetensors").is_file()
+        card = ModelCard.load(folder / "README.md")
+    assert card.data.pipeline_tag == "audio-classification"
+    assert card.data.widget == [{"src": "examples/recording.wav", "example_title": "A spoken query"}]
+
+
+def test_without_figures_or_with_those_of_another_model_it_is_refused(publication: Publication, tmp_path: Path):
+    path = publication.model / "evaluation.json"
+    report = json.loads(path.read_text())
+    other = tmp_path / "other"
+    save_tiny(other, seed=1)
+    shutil.copyfile(other / "model.safetensors", publication.model / "model.safetensors")
+    for content, words in (
+        (report, "is about another model.*Measure it again: sir evaluate"),
+        ({**report, "protocol": {"corpus": "spoken", "split": "test"}}, "does not state its pool"),
+        ({name: value for name, value in report.items() if name != "intervals"}, "has no intervals"),
+        (["no", "report"], "does not state its pool"),
+        (None, "has no evaluation.json.*sir evaluate"),
+    ):
+        path.unlink()
+        if content is not None:
+            path.write_text(json.dumps(content))
+        with pytest.raises(PublishError, match=words), staged(publication):
+            pass
+
+
+def test_a_run_is_no_model_and_an_example_is_needed(publication: Publication, tmp_path: Path):
+    with (
+        pytest.raises(PublishError, match=r"holds no model.*the folder `model` of a run"),
+        staged(Publication(tmp_path, "org/tiny")),
+    ):
+        pass
+    with (
+        pytest.raises(PublishError, match=r"no recording and no picture.*--examples"),
+        staged(Publication(publication.model, "org/tiny")),
+    ):
+        pass
+
+
+def test_weights_with_a_queue_among_them_are_refused(publication: Publication):
+    path = publication.model / "model.safetensors"
+    weights = load_file(path)
+    save_file({**weights, "queue.speech": weights["speech_cls"].clone()}, path, metadata={"format": "pt"})
+    report = json.loads((publication.model / "evaluation.json").read_text())
+    del report["protocol"]["checkpoint"]
+    (publication.model / "evaluation.json").write_text(json.dumps(report))
+    with pytest.raises(PublishError, match=r"1 unexpected keys, queue\.speech first"), staged(publication):
+        pass
+
+
+def test_code_that_needs_this_package_is_refused(publication: Publication):
+    with (publication.model / "modeling_speech_image_retrieval.py").open("a") as file:
+        file.write("\nimport speech_image_retrieval\n")
+    with (
+        pytest.raises(PublishError, match=r"does not load by the code it carries.*speech_image_retrieval"),
+        staged(publication),
+    ):
+        pass

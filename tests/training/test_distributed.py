@@ -1,0 +1,126 @@
+"""Several processes, started as users start them; gloo on the loopback."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from speech_image_retrieval.training.arguments import ArgumentError, TrainingArguments, save_arguments
+from speech_image_retrieval.training.checkpoint import latest_checkpoint
+from speech_image_retrieval.training.log import read_log
+from speech_image_retrieval.training.loop import Trainer
+
+TRAIN = Path(__file__).parents[2] / "train.py"
+STEPS = 5
+
+
+def start(arguments: TrainingArguments, processes: int, config: Path) -> subprocess.Popen:
+    """Of CPUs `accelerate launch` starts one process only; on them it is torchrun."""
+    save_arguments(arguments, config)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return subprocess.Popen(
+        [*command, str(TRAIN), str(config)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(run: subprocess.Popen) -> str:
+    """What it printed; it must succeed."""
+    _, printed = run.communicate()
+    assert run.returncode == 0, printed
+    return printed
+
+
+@pytest.fixture(scope="module")
+def without_noise(make_arguments) -> Callable[..., TrainingArguments]:
+    """Arguments of runs that draw nothing but negatives: dropout and masking depend on the order of the draws."""
+
+    def make(output_dir: Path, **changes) -> TrainingArguments:
+        arguments = make_arguments(
+            output_dir, max_steps=STEPS, group_start_step=2, matching_weight=0.7, listwise_weight=0.3, **changes
+        )
+        quiet = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0, "hidden_dropout": 0.0, "attention_dropout": 0.0}
+        quiet |= {"activation_dropout": 0.0, "feat_proj_dropout": 0.0}
+        model = dict(arguments.model)
+        model["speech_config"] = model["speech_config"] | quiet
+        model["multimodal_config"] = model["multimodal_config"] | {"hidden_dropout": 0.0, "attention_dropout": 0.0}
+        return replace(arguments, model=model)
+
+    return make
+
+
+def losses_of(folder: Path) -> list[tuple[int, str, float]]:
+    return [row for row in read_log(folder / "log.csv") if row[1] != "pairs_per_second"]
+
+
+def assert_same(folder: Path, expected: Path, within: float = 0.0) -> None:
+    """Losses, validation, weights, optimizers, teacher and queue after the last step."""
+    rows, wanted = losses_of(folder), losses_of(expected)
+    assert [row[:2] for row in rows] == [row[:2] for row in wanted]
+    rounding = 5 * within  # six digits are logged
+    assert [row[2] for row in rows] == pytest.approx([row[2] for row in wanted], abs=within, rel=rounding)
+    final, other = (latest_checkpoint(part / "checkpoints") for part in (folder, expected))
+    assert final.name == other.name == f"checkpoint-{STEPS}"
+    for name in ("objective", "optimizers"):
+        states, others = (load_file(part / f"{name}.safetensors") for part in (final, other))
+        for key, value in others.items():
+            torch.testing.assert_close(states[key], value, atol=within, rtol=0, msg=f"{name} {key}")
+
+
+@pytest.fixture(scope="module")
+def one_process(without_noise, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("one")
+    Trainer(without_noise(folder, batch_size=4, gradient_accumulation_steps=1)).run()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_processes(without_noise, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    arguments = without_noise(folder / "run", batch_size=2, gradient_accumulation_steps=1)
+    printed = finish(start(arguments, 2, folder / "run.yaml"))
+    assert printed.count("validation mean R@1") == 2, "not one process reports, but both"
+    return folder / "run"
+
+
+def test_two_processes_train_as_one_does(one_process, two_processes):
+    assert_same(two_processes, one_process, within=1e-5)
+    random_states = latest_checkpoint(two_processes / "checkpoints").glob("random-*")
+    assert {path.name for path in random_states} == {"random-0.safetensors", "random-1.safetensors"}
+
+
+def test_two_micro_batches_train_as_one_batch_does(without_noise, one_process, tmp_path):
+    Trainer(without_noise(tmp_path, batch_size=2, gradient_accumulation_steps=2)).run()
+    assert_same(tmp_path, one_process, within=1e-5)
+
+
+def test_two_processes_that_were_killed_end_as_two_that_were_not(without_noise, two_processes, tmp_path):
+    arguments = without_noise(tmp_path / "run", batch_size=2, gradient_accumulation_steps=1, checkpoint_every_steps=1)
+    killed = start(arguments, 2, tmp_path / "run.yaml")
+    while killed.poll() is None and latest_checkpoint(tmp_path / "run/checkpoints") is None:
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.3))
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    finish(start(arguments, 2, tmp_path / "run.yaml"))
+    assert_same(tmp_path / "run", two_processes)
+
+
+def test_fewer_rows_than_a_step_of_all_processes_are_refused(without_noise, tmp_path, monkeypatch):
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    with pytest.raises(ArgumentError, match="fewer than the 14 of one step of 2 processes"):
+        Trainer(without_noise(tmp_path, batch_size=7, gradient_accumulation_steps=1))

@@ -1,0 +1,130 @@
+"""The model that a run leaves: measured while it learns and at the end, exported, published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, DatasetDict
+from rich.console import Console
+
+from ..evaluation import evaluate_retrieval, format_report
+from ..evaluation.model_identity import model_identity
+from ..evaluation.standard_pools import corpus_name
+from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
+from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
+from .arguments import TrainingArguments
+from .export import export_model
+from .frozen_features import FeatureProcessor, FeatureRows
+from .log import draw_curves
+
+Publish = Callable[[Path, Mapping[str, Any]], Any]
+Score = tuple[bool, float]
+"""Whether the multimodal encoder was trained, and the validation mean R@1. A model whose was is better than any whose
+was not, whatever the coarse recall."""
+
+
+class RunModel:
+    """`model/` under a run's folder, the best by validation recall.
+
+    Args:
+        publish: publishes a folder, with a row of the test split for an example.
+    """
+
+    def __init__(
+        self,
+        arguments: TrainingArguments,
+        processor: SpeechImageRetrievalProcessor,
+        corpus: DatasetDict,
+        console: Console,
+        publish: Publish | None,
+    ):
+        self._arguments = arguments
+        self._processor = processor
+        self._corpus = corpus
+        self._console = console
+        self._publish = publish
+        self._output_dir = Path(arguments.output_dir)
+        self.folder = self._output_dir / "model"
+
+    def validate(
+        self, model: SpeechImageRetrievalModel, rows: Dataset | FeatureRows, matching: bool
+    ) -> tuple[dict[str, Any], Score]:
+        """The report on the validation split, and its score.
+
+        Args:
+            matching: whether the multimodal encoder was trained, and re-ranks.
+        """
+        top_k = self._arguments.validation_rerank_top_k
+        report = self._evaluate(model, "validation", rows, top_k if matching else 0)
+        stage = "reranked" if "reranked" in report["mean_r1"] else "coarse"
+        return report, (stage == "reranked", report["mean_r1"][stage])
+
+    def export(self, model: SpeechImageRetrievalModel, report: dict[str, Any], record: dict[str, Any]) -> None:
+        """Replace the folder by this model, with its figures until the test splits are measured, and what is known of
+        its training."""
+        export_model(model, self._processor, self.folder)
+        _write_json(report, self.folder / "evaluation.json")
+        _write_json(record, self.folder / "training.json")
+
+    def publish_so_far(self, step: int) -> None:
+        """Publish the best model of the unfinished run. Whatever goes wrong with that, training goes on."""
+        if self._publish is None:
+            return
+        try:
+            self._publish(self.folder, self._corpus["test"][0])
+        except Exception as error:
+            self._console.print(
+                f"WARNING: step {step} was not published, and training goes on. {type(error).__name__}: {error}",
+                style="bold red",
+                markup=False,
+            )
+
+    def finish(self, device: torch.device, matching: bool) -> dict[str, Any]:
+        """Measure the folder on the test splits, leave the reports, and publish it; returns that of `test`."""
+        model = SpeechImageRetrievalModel.from_pretrained(self.folder).to(device)
+        top_k = self._arguments.rerank_top_k if matching else 0
+        reports = {
+            split: self._evaluate(model, split, rows, top_k)
+            for split, rows in self._corpus.items()
+            if split.startswith("test")
+        }
+        processor = SpeechImageRetrievalProcessor.from_pretrained(self.folder)
+        # Not where the run's folder is: the same run leaves the same report.
+        checkpoint = {"name": self.folder.name, "fingerprint": model_identity(model, processor)}
+        for split, report in reports.items():
+            report["protocol"]["checkpoint"] = checkpoint
+            name = f"evaluation{split.removeprefix('test')}.json"
+            for place in (self._output_dir, self.folder):
+                _write_json(report, place / name)
+            self._console.print(format_report(report))
+        draw_curves(self._output_dir / "log.csv", self._output_dir / "curves.png")
+        self._console.print(f"Model: {self.folder}  Figures: {self._output_dir / 'evaluation.json'}")
+        if self._publish is not None:
+            self._publish(self.folder, self._corpus["test"][0])
+        return reports["test"]
+
+    def _evaluate(
+        self, model: SpeechImageRetrievalModel, split: str, rows: Dataset | FeatureRows, rerank_top_k: int
+    ) -> dict[str, Any]:
+        # In full precision, as `sir evaluate` measures it.
+        return evaluate_retrieval(
+            model,
+            FeatureProcessor(self._processor),
+            rows,
+            corpus=corpus_name(self._arguments.corpus),
+            split=split,
+            rerank_top_k=rerank_top_k,
+            score_rule=self._arguments.score_rule,
+            batch_size=self._arguments.evaluation_batch_size,
+        )
+
+
+def _write_json(content: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+__all__ = ["Publish", "RunModel", "Score"]
