@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from PIL import Image
 
 from ..evaluation.reranking import ScoreRule
 from ..retrieval.index import SpeechImageIndex
+from ..retrieval.index_place import local_folder
 from ..retrieval.search import check_options
 from ..retrieval.sources import Modality
 from .uploads import UploadLimits, read_picture, read_recording
@@ -23,7 +24,7 @@ class Answer:
         id: its id in the index, to ask for an explanation with. Ids can be paths: never show one.
         rank, coarse_rank: from 1, after and before re-ranking.
         similarity: cosine similarity with the query.
-        match: matching logit, above 0 for "they match"; None if it was not re-ranked.
+        match: matching logit, higher for what fits the query better; None if it was not re-ranked.
         preview: a JPEG thumbnail, or the recording as FLAC.
     """
 
@@ -73,6 +74,12 @@ class Answering:
     @property
     def gallery(self) -> Modality:
         return self._index.info.modality
+
+    @property
+    def name(self) -> str:
+        """The last part of where the index lies."""
+        folder = local_folder(self._index.uri)
+        return PurePosixPath(self._index.uri).name if folder is None else folder.resolve().name
 
     @property
     def model(self) -> str:

@@ -49,7 +49,7 @@ class Events:
             return _problem(error), "", None
         found = f"The best {len(answers)} of {len(self._answering)}, found in {time.perf_counter() - started:.1f} s."
         if answers and answers[0].match is not None:
-            found += " Match above 0: the model says that they belong together."
+            found += " Match orders the candidates: higher fits better."
         asked = Asked(upload, [replace(answer, preview=b"") for answer in answers])
         return markup.said(found), self._show(answers), asked
 

@@ -13,13 +13,14 @@ from .answers import Answering
 from .upload_folder import UploadFolder
 
 
-def serve(answerings: Sequence[Answering], host: str, port: int) -> None:
+def serve(answerings: Sequence[Answering], host: str, port: int, note: str = "") -> None:
     """Serve until interrupted. Uploads lie in a folder of their own, which is deleted at the end.
 
     Args:
         answerings: of one model, each a tab of the page.
         host: address to listen at, 0.0.0.0 for all.
         port: a free one.
+        note: what visitors should know, shown on the page.
 
     Raises:
         OSError: the port is taken.
@@ -36,7 +37,7 @@ def serve(answerings: Sequence[Answering], host: str, port: int) -> None:
         uploads = UploadFolder(Path(folder))
         uploads.keep_swept()  # Gradio's own cleaning leaves what was cut off on its way
         max_bytes = answerings[0].limits.max_bytes
-        page = build_page(answerings, uploads)
+        page = build_page(answerings, uploads, note)
         page.launch(
             server_name=host,
             server_port=port,

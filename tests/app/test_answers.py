@@ -10,6 +10,7 @@ from PIL import Image
 from speech_image_retrieval.app import markup
 from speech_image_retrieval.app.answers import Answer, Answering
 from speech_image_retrieval.app.events import Asked, Events
+from speech_image_retrieval.app.page import tab_names
 from speech_image_retrieval.app.upload_folder import UploadFolder
 from speech_image_retrieval.app.uploads import UploadLimits, UploadRefused
 from speech_image_retrieval.retrieval.index import SpeechImageIndex
@@ -118,6 +119,16 @@ def test_ranks_are_side_by_side():
 def test_a_recording_of_an_hour_is_not_sent_along():
     assert "<audio" in markup.recordings([answer()])
     assert "too long to be played" in markup.recordings([answer(preview=bytes(3_000_001))])
+
+
+def test_tabs_of_one_kind_have_the_names_of_their_indexes():
+    def tabs(*indexes: tuple[str, str]) -> list[str]:
+        infos = [SimpleNamespace(uri=uri, info=SimpleNamespace(modality=kind)) for uri, kind in indexes]
+        return tab_names([Answering(info, UploadLimits()) for info in infos])
+
+    assert tabs(("/data/a", "image"), ("/data/b", "speech")) == ["Speech → pictures", "Picture → descriptions"]
+    assert tabs(("/data/a/", "image"), ("s3://bucket/b", "image"), ("c", "speech")) == ["a", "b", "c"]
+    assert tabs(("x/index", "image"), ("y/index", "image")) == ["index 1", "index 2"]
 
 
 class FailingAnswering:

@@ -15,7 +15,7 @@ from playwright.sync_api import Page as Tab
 from ..retrieval.tiny_gallery import write_picture, write_recording
 from .conftest import Page
 from .hostile_files import bomb_png, long_silence, recording
-from .served_page import HOSTILE_TEXT
+from .served_page import HOSTILE_TEXT, NOTE
 
 PHONE = {"width": 390, "height": 844}
 MICROPHONE = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
@@ -96,7 +96,7 @@ def test_speech_finds_the_pictures_that_the_index_finds(visit, page: Page, tmp_p
     query = write_recording(tmp_path / "query.wav", seed=5)
     (found,) = page.pictures.search([query], top_k=6, rerank_top_k=4)
     tab = visit()
-    assert "8 pictures" in status(tab).inner_text()
+    assert "8 pictures" in status(tab).inner_text() and tab.locator(".note").inner_text() == NOTE
     speak(tab, query)
     expect(tab.locator(".card")).to_have_count(6)
     assert [image.get_attribute("alt") for image in tab.locator(".card img").all()] == [f.text for f in found]
@@ -105,7 +105,7 @@ def test_speech_finds_the_pictures_that_the_index_finds(visit, page: Page, tmp_p
         (str(rank), str(f.coarse_rank), f.name) for rank, f in enumerate(found, start=1)
     ]
     assert tab.evaluate("[...document.querySelectorAll('.card img')].every(image => image.naturalWidth > 0)")
-    assert "The best 6 of 8" in status(tab).inner_text()
+    assert "The best 6 of 8" in status(tab).inner_text() and "higher fits better" in status(tab).inner_text()
     tab.screenshot(path=tmp_path / "speech.png", full_page=True)
     print(f"Look at {tmp_path / 'speech.png'}")
 
