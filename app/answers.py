@@ -112,12 +112,14 @@ class Answering:
             for rank, found in enumerate(results, start=1)
         ]
 
-    def explain(self, upload: Path | bytes, item_id: str) -> Image.Image:
-        """A picture of why an upload found an item; errors are those of :meth:`find`."""
+    def explain(self, upload: Path | bytes, item_id: str) -> tuple[Image.Image, Image.Image]:
+        """A picture of why an upload found an item, for a wide and for a narrow window; errors are those of
+        :meth:`find`."""
         query = self._read(upload)
-        from ..retrieval.explanation_picture import draw_explanation
+        from ..retrieval.explanation_picture import NARROW, WIDE, draw_explanation
 
-        return draw_explanation(self._index.explain(query, item_id))
+        explanation = self._index.explain(query, item_id)
+        return draw_explanation(explanation, WIDE), draw_explanation(explanation, NARROW)
 
     def _read(self, upload: Path | bytes) -> Any:
         return (read_recording if self.gallery == "image" else read_picture)(upload, self.limits)

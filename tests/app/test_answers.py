@@ -104,7 +104,7 @@ def test_no_id_is_shown(tmp_path: Path):
     for page in (
         markup.pictures([answer()]),
         markup.recordings([answer()]),
-        markup.explanation(b"", "x", answer(), 1),
+        markup.explanation(b"", b"", answer(), 1),
     ):
         assert "secret" not in page
 
@@ -161,9 +161,9 @@ def test_only_uploads_are_read(answering: Answering, tmp_path: Path):
 def test_an_explanation_is_asked_of_the_row_that_was_shown(answering: Answering, tmp_path: Path, monkeypatch):
     explained = []
 
-    def explain(upload: Path, item_id: str) -> Image.Image:
+    def explain(upload: Path, item_id: str) -> tuple[Image.Image, Image.Image]:
         explained.append((upload, item_id))
-        return Image.new("RGB", (20, 10))
+        return Image.new("RGB", (20, 10)), Image.new("RGB", (10, 20))
 
     monkeypatch.setattr(answering, "explain", explain)
     events = Events(answering, UploadFolder(tmp_path))

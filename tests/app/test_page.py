@@ -169,8 +169,12 @@ def test_a_phone_does_not_scroll_sideways(visit, tmp_path: Path):
     expect(tab.locator(".card")).to_have_count(6)
     assert overflow(tab) == 0
     tab.locator(".card").first.tap()
-    expect(tab.get_by_role("dialog")).to_be_visible()
+    drawing = tab.get_by_role("dialog").get_by_role("img")
+    expect(drawing).to_be_visible()
+    shape = drawing.evaluate("image => [image.naturalWidth, image.naturalHeight, image.getBoundingClientRect().width]")
+    assert shape[1] > shape[0] and 0.75 * shape[0] < shape[2] <= PHONE["width"], "panels below each other, in full"
     assert overflow(tab) == 0
+    tab.screenshot(path=tmp_path / "phone_why.png")
     shown_button(tab, "Close").tap()
     show(tab, write_picture(tmp_path / "query.png", seed=0))
     expect(tab.locator(".description")).to_have_count(5)
