@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from .answers import Answering
+from .temporary_folder import temporary_folder
 from .upload_folder import UploadFolder
 
 
@@ -23,18 +20,17 @@ def serve(answerings: Sequence[Answering], host: str, port: int, note: str = "")
         note: what visitors should know, shown on the page.
 
     Raises:
-        OSError: the port is taken.
+        OSError: nothing can listen there; see :func:`.address.check_address`.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # which deletes the folder, as Ctrl+C does
-    with TemporaryDirectory(prefix="sir-app-") as folder:
+    with temporary_folder() as folder:
         # Gradio reads these when it is imported.
-        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
+        os.environ |= {"GRADIO_TEMP_DIR": str(folder), "GRADIO_ANALYTICS_ENABLED": "False"}
         from starlette.middleware import Middleware
 
         from .door import Door
         from .page import STYLE, THEME, build_page
 
-        uploads = UploadFolder(Path(folder))
+        uploads = UploadFolder(folder)
         uploads.keep_swept()  # Gradio's own cleaning leaves what was cut off on its way
         max_bytes = answerings[0].limits.max_bytes
         page = build_page(answerings, uploads, note)

@@ -30,5 +30,5 @@ def page(tmp_path_factory) -> Iterator[Page]:
     temporary = tmp_path_factory.mktemp("temporary")
     with served(folder / "index", folder / "speech", *options, temporary=temporary) as address:
         yield Page(address, folder, pictures, recordings)
-        assert list(temporary.glob("sir-app-*/*/*"))
+        assert list(temporary.glob("sir-app-*/files/*/*"))
     assert not list(temporary.glob("sir-app-*")), "uploads outlive the page"

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from speech_image_retrieval.app.temporary_folder import temporary_folder
+
+HOLD = """
+import time
+from speech_image_retrieval.app.temporary_folder import temporary_folder
+with temporary_folder() as folder:
+    (folder / "upload.wav").touch()
+    print(folder, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch) -> Path:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    return tmp_path
+
+
+def end(number: signal.Signals, temporary: Path, command: tuple[str, ...] = ()) -> None:
+    """Let another process hold a folder, and end it by a signal."""
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    held = [*command, sys.executable, "-c", HOLD]
+    with subprocess.Popen(held, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        folder = Path(process.stdout.readline().strip())
+        assert (folder / "upload.wav").is_file()
+        process.send_signal(number)
+        if command:
+            process.terminate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_deletes_it(number: signal.Signals, temporary: Path):
+    end(number, temporary)
+    assert not list(temporary.iterdir())
+
+
+def test_a_killed_process_is_cleaned_up_after(temporary: Path):
+    end(signal.SIGKILL, temporary)
+    (left,) = temporary.iterdir()
+    with temporary_folder() as folder:
+        assert list(temporary.iterdir()) == [folder.parent] and left != folder.parent
+
+
+def test_nothing_but_what_was_left_behind_is_deleted(temporary: Path, monkeypatch):
+    elsewhere = temporary / "elsewhere"
+    living, unknown = temporary / "sir-app-living", temporary / "sir-app-unknown"
+    for path in (elsewhere, living):
+        path.mkdir()
+        (path / "lock").touch()
+    unknown.mkdir()
+    (temporary / "sir-app-link").symlink_to(elsewhere)
+    (temporary / "sir-app-file").touch()
+    before = sorted(temporary.iterdir())
+    with FileLock(living / "lock"), temporary_folder() as folder:
+        assert sorted(temporary.iterdir()) == sorted([*before, folder.parent])
+    monkeypatch.setattr(os, "getuid", lambda: -1)  # all of them are another user's
+    with temporary_folder():
+        assert (living / "lock").is_file() and (elsewhere / "lock").is_file()
+    monkeypatch.undo()
