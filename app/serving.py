@@ -34,30 +34,36 @@ def serve(answerings: Sequence[Answering], host: str, port: int, note: str = "")
         uploads.keep_swept()  # Gradio's own cleaning leaves what was cut off on its way
         max_bytes = answerings[0].limits.max_bytes
         page = build_page(answerings, uploads, note)
-        page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            show_error=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            ssr_mode=False,
-            mcp_server=False,
-            pwa=False,
-            inbrowser=False,
-            max_file_size=max_bytes,
-            state_session_capacity=1000,
-            theme=THEME,
-            css_paths=[STYLE],
-            app_kwargs={
-                "middleware": [Middleware(Door, uploads=uploads, max_bytes=max_bytes)],
-                "docs_url": None,
-                "redoc_url": None,
-                "openapi_url": None,
-            },
-        )
+        try:
+            page.launch(
+                server_name=f"[{host}]" if ":" in host else host,
+                server_port=port,
+                share=False,
+                show_error=False,
+                quiet=True,
+                prevent_thread_lock=True,
+                footer_links=[],
+                run_history=False,
+                enable_monitoring=False,
+                ssr_mode=False,
+                mcp_server=False,
+                pwa=False,
+                inbrowser=False,
+                max_file_size=max_bytes,
+                state_session_capacity=1000,
+                theme=THEME,
+                css_paths=[STYLE],
+                app_kwargs={
+                    "middleware": [Middleware(Door, uploads=uploads, max_bytes=max_bytes)],
+                    "docs_url": None,
+                    "redoc_url": None,
+                    "openapi_url": None,
+                },
+            )
+        except OSError as error:
+            raise OSError(
+                f"Nothing came to listen at port {port} of {host}. Another program may hold the port at 127.0.0.1, or "
+                "this machine is too busy: try again, or choose another port with --port."
+            ) from error
         print(f"Serving at {page.local_url} until Ctrl+C", flush=True)
         page.block_thread()

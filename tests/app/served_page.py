@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +84,18 @@ class Visitor:
         body = {"fn_index": event, "data": data, "event_data": event_data, "session_hash": self.session}
         return self.http.post("/gradio_api/queue/join", json=body)
 
-    def answer(self) -> list[Any]:
-        """What the event that was joined gives."""
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """What the page says of the events that were joined."""
         with self.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.session}) as stream:
             for line in stream.iter_lines():
-                if line.startswith("data:") and (message := json.loads(line[5:]))["msg"] == "process_completed":
+                if line.startswith("data:"):
+                    yield json.loads(line[5:])
+
+    def answer(self) -> list[Any]:
+        """What the event that was joined gives."""
+        with closing(self.messages()) as messages:
+            for message in messages:
+                if message["msg"] == "process_completed":
                     return message["output"].get("data") or [message["output"].get("error")]
         raise AssertionError("no answer")
 

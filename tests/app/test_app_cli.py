@@ -52,6 +52,19 @@ def test_a_port_that_is_taken_is_named_before_the_model_is_loaded(index: Path):
     assert f"Port {port} of 127.0.0.1 is taken" in said and "choose another with --port" in said
 
 
+def test_a_port_that_is_taken_for_gradio_alone_is_explained(index: Path, tmp_path: Path, monkeypatch):
+    for changed in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
+        monkeypatch.setenv(changed, "")  # so that the command's own values end with the test
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    model = save_tiny(tmp_path / "model")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        said = refused(index, "--model", model, "--host", "127.0.0.2", "--port", port)
+    assert f"Nothing came to listen at port {port} of 127.0.0.2" in said
+
+
 @pytest.mark.parametrize(
     ("host", "problem"),
     [
