@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from speech_image_retrieval.app import temporary_folder as temporary_folder_module
 from speech_image_retrieval.app.temporary_folder import temporary_folder
 
 HOLD = """
-import time
-from speech_image_retrieval.app.temporary_folder import temporary_folder
-with temporary_folder() as folder:
+import runpy, sys
+with runpy.run_path(sys.argv[1])["temporary_folder"]() as folder:  # without the package, which takes seconds
     (folder / "upload.wav").touch()
     print(folder, flush=True)
-    time.sleep(60)
+    input()
+    print("goes on", flush=True)
 """
 
 
@@ -28,26 +29,30 @@ def temporary(tmp_path: Path, monkeypatch) -> Path:
     return tmp_path
 
 
-def end(number: signal.Signals, temporary: Path, command: tuple[str, ...] = ()) -> None:
-    """Let another process hold a folder, and end it by a signal."""
+def signalled(number: signal.Signals, temporary: Path, *launcher: str) -> str:
+    """What another process, which holds a folder, still says after a signal."""
+    command = [*launcher, sys.executable, "-c", HOLD, temporary_folder_module.__file__]
     environment = {**os.environ, "TMPDIR": str(temporary)}
-    held = [*command, sys.executable, "-c", HOLD]
-    with subprocess.Popen(held, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, text=True, env=environment, **pipes) as process:
         folder = Path(process.stdout.readline().strip())
         assert (folder / "upload.wav").is_file()
         process.send_signal(number)
-        if command:
-            process.terminate()
+        return process.communicate("\n")[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_deletes_it(number: signal.Signals, temporary: Path):
-    end(number, temporary)
+    assert signalled(number, temporary) == ""
     assert not list(temporary.iterdir())
 
 
+def test_what_nohup_started_goes_on_when_its_terminal_is_closed(temporary: Path):
+    assert "goes on" in signalled(signal.SIGHUP, temporary, "nohup")
+
+
 def test_a_killed_process_is_cleaned_up_after(temporary: Path):
-    end(signal.SIGKILL, temporary)
+    signalled(signal.SIGKILL, temporary)
     (left,) = temporary.iterdir()
     with temporary_folder() as folder:
         assert list(temporary.iterdir()) == [folder.parent] and left != folder.parent
