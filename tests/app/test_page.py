@@ -98,7 +98,7 @@ def test_speech_finds_the_pictures_that_the_index_finds(visit, page: Page, tmp_p
     tab = visit()
     assert "8 pictures" in status(tab).inner_text() and tab.locator(".note").inner_text() == NOTE
     speak(tab, query)
-    expect(tab.locator(".card")).to_have_count(6)
+    expect(tab.locator(".card")).to_have_count(6, timeout=30_000)  # the first search of all is slow
     assert [image.get_attribute("alt") for image in tab.locator(".card img").all()] == [f.text for f in found]
     rows = [row.locator("td").all_inner_texts() for row in tab.locator("tbody tr").all()]
     assert [(row[0], row[1], row[5]) for row in rows] == [
