@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from PIL import Image
@@ -11,6 +11,7 @@ from PIL import Image
 from ..evaluation.reranking import ScoreRule
 from ..processing.uploads import UploadLimits, read_picture, read_recording
 from ..retrieval.index import SpeechImageIndex
+from ..retrieval.index_place import local_folder
 from ..retrieval.search import check_options
 from ..retrieval.sources import Modality
 
@@ -23,7 +24,7 @@ class Answer:
         id: its id in the index, to ask for an explanation with. Ids can be paths: never show one.
         rank, coarse_rank: from 1, after and before re-ranking.
         similarity: cosine similarity with the query.
-        match: matching logit, above 0 for "they match"; None if it was not re-ranked.
+        match: matching logit, higher for what fits the query better; None if it was not re-ranked.
         preview: a JPEG thumbnail, or the recording as FLAC.
     """
 
@@ -75,6 +76,12 @@ class Answering:
         return self._index.info.modality
 
     @property
+    def name(self) -> str:
+        """The last part of where the index lies."""
+        folder = local_folder(self._index.uri)
+        return PurePosixPath(self._index.uri).name if folder is None else folder.resolve().name
+
+    @property
     def model(self) -> str:
         """The Hub id of the model, or the last two parts of its folder."""
         return "/".join(Path(self._index.info.model_name).parts[-2:])
@@ -105,12 +112,14 @@ class Answering:
             for rank, found in enumerate(results, start=1)
         ]
 
-    def explain(self, upload: Path | bytes, item_id: str) -> Image.Image:
-        """A picture of why an upload found an item; errors are those of :meth:`find`."""
+    def explain(self, upload: Path | bytes, item_id: str) -> tuple[Image.Image, Image.Image]:
+        """A picture of why an upload found an item, for a wide and for a narrow window; errors are those of
+        :meth:`find`."""
         query = self._read(upload)
-        from ..retrieval.explanation_picture import draw_explanation
+        from ..retrieval.explanation_picture import NARROW, WIDE, draw_explanation
 
-        return draw_explanation(self._index.explain(query, item_id))
+        explanation = self._index.explain(query, item_id)
+        return draw_explanation(explanation, WIDE), draw_explanation(explanation, NARROW)
 
     def _read(self, upload: Path | bytes) -> Any:
         return (read_recording if self.gallery == "image" else read_picture)(upload, self.limits)

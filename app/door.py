@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .unread_answers import has_unread_answers, make_room
 from .upload_folder import UploadFolder
 
 _PAGE = ("", "config", "favicon.ico", "manifest.json", "robots.txt", "theme.css")
@@ -68,7 +69,7 @@ class Door:
     async def _admitted(self, scope: Scope, receive: Receive) -> Receive:
         method, path = scope["method"], scope["path"].rstrip("/") or "/"
         if method == "POST" and path in _POST:
-            return await self._admitted_body(scope, receive, is_upload=path.endswith("/upload"))
+            return await (self._admitted_upload if path.endswith("/upload") else self._admitted_event)(scope, receive)
         if method not in ("GET", "HEAD") or ".." in path.split("/"):
             raise _Refused(404, "Not found")
         if path.startswith(_FILE):
@@ -78,19 +79,35 @@ class Door:
             raise _Refused(404, "Not found")
         return receive
 
-    async def _admitted_body(self, scope: Scope, receive: Receive, is_upload: bool) -> Receive:
-        limited = _limited(receive, self._max_bytes + _MULTIPART if is_upload else _MAX_REQUEST)
-        if is_upload:
-            if self._uploads.is_full():
-                raise _Refused(503, "Too many files are here at the moment. Please try again in some minutes.")
-            return limited
-        body = await _whole(limited)
+    async def _admitted_upload(self, _: Scope, receive: Receive) -> Receive:
+        limited = _limited(receive, self._max_bytes + _MULTIPART)
+        full = _Refused(503, "Too many files are here at the moment. Please try again in some minutes.")
+        if not self._uploads.begin():
+            raise full
+
+        async def counted() -> Message:
+            message = await limited()
+            if not self._uploads.take(len(message.get("body", b""))):
+                raise full
+            return message
+
+        return counted
+
+    async def _admitted_event(self, scope: Scope, receive: Receive) -> Receive:
+        body = await _whole(_limited(receive, _MAX_REQUEST))
         try:
-            named = list(_paths(json.loads(body)))
+            asked = json.loads(body)
+            named = list(_paths(asked))
         except (ValueError, RecursionError):
             raise _Refused(400, "The request is not JSON.") from None
         if not all(self._uploads.holds(path) for path in named):
             raise _Refused(403, "Only files that were uploaded here can be used.")
+        session = asked.get("session_hash") if isinstance(asked, dict) else None
+        if isinstance(session, str):
+            queue = scope["app"].get_blocks()._queue
+            if has_unread_answers(queue, session):
+                raise _Refused(503, "Read the answers to what you asked before.")
+            make_room(queue, session)
         return _replayed(body, receive)
 
 
@@ -124,7 +141,8 @@ class _Response:
 
 
 def _headers(nonce: str) -> list[tuple[bytes, bytes]]:
-    # Gradio makes functions of strings, hence unsafe-eval; scripts in attributes and foreign ones are still blocked.
+    # unsafe-eval, for gr.HTML makes functions of its template and of js_on_load: without it the page shows nothing
+    # and answers no click (tried in Chromium). Scripts in attributes and foreign ones are still blocked.
     policy = (
         f"default-src 'self'; script-src 'self' 'nonce-{nonce}' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
         "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; "

@@ -11,6 +11,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 from ..processing.uploads import UploadRefused
 from . import markup
 from .answers import Answer, Answering
@@ -49,7 +51,7 @@ class Events:
             return _problem(error), "", None
         found = f"The best {len(answers)} of {len(self._answering)}, found in {time.perf_counter() - started:.1f} s."
         if answers and answers[0].match is not None:
-            found += " Match above 0: the model says that they belong together."
+            found += " Match orders the candidates: higher fits better."
         asked = Asked(upload, [replace(answer, preview=b"") for answer in answers])
         return markup.said(found), self._show(answers), asked
 
@@ -58,12 +60,10 @@ class Events:
         number = next(self._numbers)
         try:
             answer = _answer_of(asked, row)
-            drawing = self._answering.explain(asked.upload, answer.id)
+            drawings = self._answering.explain(asked.upload, answer.id)
         except Exception as error:
             return _problem(error), f"<!-- {number} -->"
-        encoded = io.BytesIO()
-        drawing.convert("RGB").save(encoded, "WEBP", quality=90)
-        dialog = markup.explanation(encoded.getvalue(), "image/webp", answer, number)
+        dialog = markup.explanation(*map(_webp, drawings), answer, number)
         return markup.said(f"Result {answer.rank} is explained."), dialog
 
     def _uploaded(self, given: Any) -> Path:
@@ -74,6 +74,12 @@ class Events:
         if not self._uploads.holds(path):
             raise UploadRefused("Only files that were uploaded here can be used.")
         return Path(path)
+
+
+def _webp(drawing: Image.Image) -> bytes:
+    encoded = io.BytesIO()
+    drawing.save(encoded, "WEBP", quality=90)
+    return encoded.getvalue()
 
 
 def _answer_of(asked: Asked | None, row: Any) -> Answer:

@@ -33,14 +33,19 @@ def recordings(answers: Sequence[Answer]) -> str:
     return f'<ol class="descriptions">{items}</ol>'
 
 
-def explanation(encoded: bytes, media_type: str, answer: Answer, number: int) -> str:
-    """A dialog with the picture of an explanation; another number makes it another one, also if it shows the same."""
+def explanation(wide: bytes, narrow: bytes, answer: Answer, number: int) -> str:
+    """A dialog with the picture of an explanation; another number makes it another one, also if it shows the same.
+
+    Args:
+        wide, narrow: WebP for windows above and up to 640 pixels.
+    """
     title = f"Why result {answer.rank}?"
     return (
         f'<dialog data-number="{number}" aria-label="{title}"><form method="dialog"><h2>{title}</h2>'
-        '<button aria-label="Close">✕</button></form><div class="drawing">'
-        f'<img src="data:{media_type};base64,{_base64(encoded)}" '
-        f'alt="Which stretch of speech looked at which region: {escape(answer.title)}"></div></dialog>'
+        '<button aria-label="Close">✕</button></form><picture class="drawing">'
+        f'<source media="(max-width: 640px)" srcset="data:image/webp;base64,{_base64(narrow)}">'
+        f'<img src="data:image/webp;base64,{_base64(wide)}" '
+        f'alt="Which stretch of speech looked at which region: {escape(answer.title)}"></picture></dialog>'
     )
 
 

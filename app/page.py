@@ -54,29 +54,34 @@ element.addEventListener('click', event => { if (event.target.tagName === 'DIALO
 """
 
 
-def build_page(answerings: Sequence[Answering], uploads: UploadFolder) -> gr.Blocks:
+def build_page(answerings: Sequence[Answering], uploads: UploadFolder, note: str = "") -> gr.Blocks:
     """The page, with one tab for each index.
 
     Args:
+        note: what visitors should know, shown below the title.
         uploads: where Gradio writes uploaded files; no other file is read.
     """
     title = _SENTENCES[answerings[0].gallery][0]
     with gr.Blocks(title=title, analytics_enabled=False) as page:
-        _html(f'<h1>{title}</h1><p class="model">Model {escape(answerings[0].model)}</p>')
+        shown_note = f'<p class="note">{escape(note)}</p>' if note else ""
+        _html(f'<h1>{title}</h1>{shown_note}<p class="model">Model {escape(answerings[0].model)}</p>')
         if len(answerings) == 1:
             _build_tab(answerings[0], uploads)
         else:
             with gr.Tabs():
-                for name, answering in zip(_tab_names(answerings), answerings, strict=True):
+                for name, answering in zip(tab_names(answerings), answerings, strict=True):
                     with gr.Tab(name):
                         _build_tab(answering, uploads)
     page.queue(max_size=_WAITING, default_concurrency_limit=1)
     return page
 
 
-def _tab_names(answerings: Sequence[Answering]) -> list[str]:
+def tab_names(answerings: Sequence[Answering]) -> list[str]:
+    """What each index is searched for or, where that is the same of several, the names of the indexes."""
     kinds = {"image": "Speech → pictures", "speech": "Picture → descriptions"}
     names = [kinds[answering.gallery] for answering in answerings]
+    if len(set(names)) < len(names):
+        names = [answering.name for answering in answerings]
     return [f"{name} {number}" if names.count(name) > 1 else name for number, name in enumerate(names, start=1)]
 
 

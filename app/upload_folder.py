@@ -23,6 +23,9 @@ class UploadFolder:
 
     def __init__(self, path: Path):
         self.path = path.resolve()
+        self._counting = threading.Lock()
+        self._measured = 0  # bytes in the folder when it was last swept
+        self._arrived = 0  # bytes since then
 
     def holds(self, path: Any) -> bool:
         """Whether this, as a stranger gave it, is a path in the folder. Links are followed."""
@@ -30,11 +33,32 @@ class UploadFolder:
             return False
         return self.path in Path(path).resolve().parents
 
-    def is_full(self) -> bool:
-        return sum(max(status.st_size, _LEAST_BYTES) for _, status in self._entries()) > _MAX_BYTES
+    def begin(self) -> bool:
+        """Whether there is room for another upload; if so, the least that any counts for is taken."""
+        return self.take(_LEAST_BYTES)
+
+    def take(self, size: int) -> bool:
+        """Whether there is room for these bytes, which arrive now; if so, they are taken.
+
+        They count until the next sweep, also if their upload comes to nothing.
+        """
+        with self._counting:
+            if self._measured + self._arrived + size > _MAX_BYTES:
+                return False
+            self._arrived += size
+            return True
 
     def sweep(self) -> None:
-        """Delete what is older than 15 minutes."""
+        """Delete what is older than 15 minutes, and measure what is left."""
+        self._delete_old()
+        with self._counting:
+            arrived_before = self._arrived
+        size = sum(max(status.st_size, _LEAST_BYTES) for _, status in self._entries())
+        with self._counting:
+            self._measured = size
+            self._arrived -= arrived_before
+
+    def _delete_old(self) -> None:
         oldest = time.time() - _KEPT
         for path, status in self._entries():
             if status.st_mtime < oldest:

@@ -24,6 +24,9 @@ def serve(
     top_k: Annotated[int, typer.Option(min=1, max=100, help="Results for each query.")] = 12,
     rerank_top_k: RerankOption = 32,
     score_rule: ScoreRuleOption = "sim",
+    note: Annotated[
+        str, typer.Option(metavar="TEXT", help="Shown on the page: for instance, which languages and voices it knows.")
+    ] = "",
     max_seconds: Annotated[float, typer.Option(min=1, help="Longest recording that is taken, in seconds.")] = 30,
     max_megabytes: Annotated[float, typer.Option(min=0.1, help="Largest file that is taken, in MB.")] = 10,
 ) -> None:
@@ -34,6 +37,7 @@ def serve(
     require_lancedb()
     if find_spec("gradio") is None:
         raise ValueError("The page needs Gradio. Install it: pip install 'speech-image-retrieval[app]'")
+    from ..app.address import check_address
     from ..retrieval.index import SpeechImageIndex
     from ..retrieval.search import check_options
 
@@ -45,6 +49,7 @@ def serve(
                 f"{indexes[0]} was made with the model {infos[0].model_name}, and {uri} with {info.model_name}. One "
                 "page has one model: serve them on two ports."
             )
+    check_address(host, port)
     loaded, processor = load_model_of(indexes[0], infos[0], model)
     from ..app.answers import Answering
     from ..app.serving import serve as serve_page
@@ -52,4 +57,5 @@ def serve(
 
     limits = UploadLimits(max_seconds, max_megabytes)
     opened = [SpeechImageIndex.open(uri, loaded, processor) for uri in indexes]
-    serve_page([Answering(index, limits, top_k, rerank_top_k, score_rule) for index in opened], host, port)
+    answerings = [Answering(index, limits, top_k, rerank_top_k, score_rule) for index in opened]
+    serve_page(answerings, host, port, note)

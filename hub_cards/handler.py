@@ -38,7 +38,7 @@ class EndpointHandler:
       captions or names and scores adding up to 1 over all that were compared.
     - `{"audio": base64}` or `{"image": base64}`: `parameters.task` "retrieve" gives the pipeline's answers, "embed"
       `{"audio": [...]}` or `{"image": [...]}`, or both.
-    - both, with "match": `{"score", "match"}`, similarity and matching logit (above 0: they match).
+    - both, with "match": `{"score", "match"}`, similarity and matching logit, the higher the better they fit.
 
     Files are given by content, never by path or address, of at most 10 MB, 30 s and 40 megapixels. Parameters are
     `task`, `top_k` (1 to 100) and `rerank_top_k` (0 to 128).

@@ -314,7 +314,7 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
         image_rows: Tensor | None = None,
         speech_rows: Tensor | None = None,
     ) -> Tensor:
-        """Matching logits of pairs: row i pairs speech i with image i; above 0 means "they match".
+        """Matching logits of pairs: row i pairs speech i with image i; the higher the better they fit.
 
         Args:
             speech_states: (pairs, tokens, hidden_size), or with `speech_rows` (clips, tokens, hidden_size).

@@ -65,9 +65,9 @@ class SpeechImageRetrievalPipeline(Pipeline):
 
         Returns:
             For each query, without the list around it for a single one, answers with `score` (cosine similarity),
-            `match` (matching logit, above 0 for "they match"; None if not re-ranked), `id` (of a candidate its place),
-            `label` (caption or name) and, from a shipped gallery, `file` (thumbnail or recording). Re-ranked answers
-            come first, in the order of the rule, and the others by similarity.
+            `match` (matching logit, the higher the better the two fit; None if not re-ranked), `id` (of a candidate
+            its place), `label` (caption or name) and, from a shipped gallery, `file` (thumbnail or recording).
+            Re-ranked answers come first, in the order of the rule, and the others by similarity.
 
         Raises:
             ValueError: an input cannot be read or an option is out of range, there are no candidates, or they are of

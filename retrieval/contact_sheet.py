@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -119,9 +120,8 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> lis
 def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(f"{text}…") > width:
-        text = text[:-1]
-    return f"{text.rstrip()}…"
+    too_many = bisect_right(range(len(text)), width, key=lambda count: font.getlength(f"{text[:count]}…"))
+    return f"{text[: max(0, too_many - 1)].rstrip()}…"
 
 
 def _draw_query(sheet: Image.Image, draw: ImageDraw.ImageDraw, query: SheetQuery, left: int, top: int) -> None:

@@ -37,7 +37,7 @@ class Explanation:
         edges: (tokens + 1,) seconds where the speech tokens begin, and where the last one ends.
         speech: (tokens,) and image: (rows, columns), what each of them adds to the score.
         stretches: the up to four that add most, in the order of time.
-        matching_score: matching logit, above 0 for "they match". coarse_score: cosine similarity.
+        matching_score: matching logit, higher for pairs that fit better. coarse_score: cosine similarity.
         title: what was said, or the name of the recording. caption: the same of the picture; "" if not known.
     """
 

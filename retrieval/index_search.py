@@ -37,7 +37,7 @@ class Found:
         preview: JPEG of at most 256 pixels a side, or the recording as FLAC.
         coarse_score: cosine similarity with the query.
         coarse_rank: its rank by that similarity, from 1.
-        matching_score: matching logit, above 0 for "they match"; None for one that was not re-ranked.
+        matching_score: matching logit, the higher the better the two fit; None for one that was not re-ranked.
     """
 
     id: str

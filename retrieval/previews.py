@@ -9,6 +9,7 @@ import soundfile
 from PIL import Image
 
 THUMBNAIL = 256
+_FLAC_FRAME = 4096  # samples
 
 
 def thumbnail(picture: Image.Image, longest_side: int = THUMBNAIL) -> bytes:
@@ -31,5 +32,6 @@ def flac(clip: np.ndarray, rate: int) -> bytes:
     """(samples,) at `rate` Hz as FLAC of 16 bits: lossless, and written a hundred times faster than Opus, which takes
     longer than a small model needs to encode the recording."""
     stream = io.BytesIO()
-    soundfile.write(stream, clip.clip(-1, 1), rate, format="FLAC", subtype="PCM_16")
+    level = 0 if len(clip) <= _FLAC_FRAME else None  # with frames of 1,152, for Chromium plays no FLAC of a single one
+    soundfile.write(stream, clip.clip(-1, 1), rate, format="FLAC", subtype="PCM_16", compression_level=level)
     return stream.getvalue()

@@ -25,7 +25,7 @@ class SearchResult:
         image: its place in the gallery.
         coarse_score: cosine similarity of query and picture.
         coarse_rank: its rank by that similarity in the whole gallery, from 1.
-        matching_score: matching logit, above 0 for "they match"; None for a picture that was not re-ranked.
+        matching_score: matching logit, the higher the better the two fit; None for a picture that was not re-ranked.
     """
 
     image: int

@@ -8,7 +8,7 @@ import pytest
 from speech_image_retrieval.retrieval.index import SpeechImageIndex
 
 from ..retrieval.tiny_gallery import save_tiny
-from .served_page import MAX_MEGABYTES, build_index, served
+from .served_page import MAX_MEGABYTES, NOTE, build_index, served
 
 
 class Page(NamedTuple):
@@ -26,9 +26,9 @@ def page(tmp_path_factory) -> Iterator[Page]:
     model = save_tiny(folder / "model")
     pictures = build_index(folder / "pictures", folder / "index", "image", count=8)
     recordings = build_index(folder / "recordings", folder / "speech", "speech", count=5)
-    options = ["--model", model, "--top-k", 6, "--rerank-top-k", 4, "--max-megabytes", MAX_MEGABYTES]
+    options = ["--model", model, "--top-k", 6, "--rerank-top-k", 4, "--max-megabytes", MAX_MEGABYTES, "--note", NOTE]
     temporary = tmp_path_factory.mktemp("temporary")
     with served(folder / "index", folder / "speech", *options, temporary=temporary) as address:
         yield Page(address, folder, pictures, recordings)
-        assert list(temporary.glob("sir-app-*/*/*"))
+        assert list(temporary.glob("sir-app-*/files/*/*"))
     assert not list(temporary.glob("sir-app-*")), "uploads outlive the page"

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ HOSTILE_TEXT = (
     '<script>window.hacked = 1</script><img src="/x" onerror="window.hacked = 2"> ${window.hacked = 3} {{value}}'
 )
 MAX_MEGABYTES = 1
+NOTE = "Speak <b>English</b>."
 
 
 def build_index(folder: Path, uri: Path, modality: str, count: int) -> SpeechImageIndex:
@@ -38,12 +39,16 @@ def build_index(folder: Path, uri: Path, modality: str, count: int) -> SpeechIma
     return index
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @contextmanager
 def served(*arguments: object, temporary: Path) -> Iterator[str]:
     """The address of `sir app` with these arguments, on a free port of this machine, and its temporary files here."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "speech_image_retrieval.cli", "app", *map(str, arguments), "--port", str(port)]
     environment = {**os.environ, "NO_PROXY": "*", "TMPDIR": str(temporary)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
@@ -60,7 +65,9 @@ class Visitor:
     """Speaks to the page as its own script in a browser does."""
 
     def __init__(self, address: str, session: str):
-        self.http = httpx.Client(base_url=address, timeout=60, trust_env=False)
+        # A connection that is kept may be closed by the page just when it is used again.
+        limits = httpx.Limits(max_keepalive_connections=0)
+        self.http = httpx.Client(base_url=address, timeout=60, trust_env=False, limits=limits)
         self.session = session
 
     def upload(self, name: str, content: bytes) -> dict[str, Any]:
@@ -77,11 +84,18 @@ class Visitor:
         body = {"fn_index": event, "data": data, "event_data": event_data, "session_hash": self.session}
         return self.http.post("/gradio_api/queue/join", json=body)
 
-    def answer(self) -> list[Any]:
-        """What the event that was joined gives."""
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """What the page says of the events that were joined."""
         with self.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.session}) as stream:
             for line in stream.iter_lines():
-                if line.startswith("data:") and (message := json.loads(line[5:]))["msg"] == "process_completed":
+                if line.startswith("data:"):
+                    yield json.loads(line[5:])
+
+    def answer(self) -> list[Any]:
+        """What the event that was joined gives."""
+        with closing(self.messages()) as messages:
+            for message in messages:
+                if message["msg"] == "process_completed":
                     return message["output"].get("data") or [message["output"].get("error")]
         raise AssertionError("no answer")
 

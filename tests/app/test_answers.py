@@ -10,6 +10,7 @@ from PIL import Image
 from speech_image_retrieval.app import markup
 from speech_image_retrieval.app.answers import Answer, Answering
 from speech_image_retrieval.app.events import Asked, Events
+from speech_image_retrieval.app.page import tab_names
 from speech_image_retrieval.app.upload_folder import UploadFolder
 from speech_image_retrieval.processing.uploads import UploadLimits, UploadRefused
 from speech_image_retrieval.retrieval.index import SpeechImageIndex
@@ -103,7 +104,7 @@ def test_no_id_is_shown(tmp_path: Path):
     for page in (
         markup.pictures([answer()]),
         markup.recordings([answer()]),
-        markup.explanation(b"", "x", answer(), 1),
+        markup.explanation(b"", b"", answer(), 1),
     ):
         assert "secret" not in page
 
@@ -118,6 +119,16 @@ def test_ranks_are_side_by_side():
 def test_a_recording_of_an_hour_is_not_sent_along():
     assert "<audio" in markup.recordings([answer()])
     assert "too long to be played" in markup.recordings([answer(preview=bytes(3_000_001))])
+
+
+def test_tabs_of_one_kind_have_the_names_of_their_indexes():
+    def tabs(*indexes: tuple[str, str]) -> list[str]:
+        infos = [SimpleNamespace(uri=uri, info=SimpleNamespace(modality=kind)) for uri, kind in indexes]
+        return tab_names([Answering(info, UploadLimits()) for info in infos])
+
+    assert tabs(("/data/a", "image"), ("/data/b", "speech")) == ["Speech → pictures", "Picture → descriptions"]
+    assert tabs(("/data/a/", "image"), ("s3://bucket/b", "image"), ("c", "speech")) == ["a", "b", "c"]
+    assert tabs(("x/index", "image"), ("y/index", "image")) == ["index 1", "index 2"]
 
 
 class FailingAnswering:
@@ -150,9 +161,9 @@ def test_only_uploads_are_read(answering: Answering, tmp_path: Path):
 def test_an_explanation_is_asked_of_the_row_that_was_shown(answering: Answering, tmp_path: Path, monkeypatch):
     explained = []
 
-    def explain(upload: Path, item_id: str) -> Image.Image:
+    def explain(upload: Path, item_id: str) -> tuple[Image.Image, Image.Image]:
         explained.append((upload, item_id))
-        return Image.new("RGB", (20, 10))
+        return Image.new("RGB", (20, 10)), Image.new("RGB", (10, 20))
 
     monkeypatch.setattr(answering, "explain", explain)
     events = Events(answering, UploadFolder(tmp_path))

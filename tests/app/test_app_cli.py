@@ -10,7 +10,7 @@ from speech_image_retrieval.retrieval.index import SpeechImageIndex
 from typer.testing import CliRunner
 
 from ..retrieval.tiny_gallery import save_tiny, tiny_model, tiny_processor
-from .served_page import build_index
+from .served_page import build_index, free_port
 
 
 def refused(*arguments: object) -> str:
@@ -35,7 +35,7 @@ def test_what_cannot_be_served_is_refused(index: Path, tmp_path: Path):
     assert "holds no index" in refused(tmp_path)
     assert "score_rule must be" in refused(index, "--score-rule", "best")
     other = save_tiny(tmp_path / "model", seed=1)
-    assert "was made with the model" in refused(index, "--model", other)
+    assert "was made with the model" in refused(index, "--model", other, "--port", free_port())
 
 
 def test_without_gradio_the_command_says_how_to_install_it(index: Path, monkeypatch):
@@ -43,7 +43,16 @@ def test_without_gradio_the_command_says_how_to_install_it(index: Path, monkeypa
     assert "pip install 'speech-image-retrieval[app]'" in refused(index)
 
 
-def test_a_port_that_is_taken_is_named(index: Path, tmp_path: Path, monkeypatch):
+def test_a_port_that_is_taken_is_named_before_the_model_is_loaded(index: Path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        said = refused(index, "--model", "nowhere", "--port", port)
+    assert f"Port {port} of 127.0.0.1 is taken" in said and "choose another with --port" in said
+
+
+def test_a_port_that_is_taken_for_gradio_alone_is_explained(index: Path, tmp_path: Path, monkeypatch):
     for changed in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED"):
         monkeypatch.setenv(changed, "")  # so that the command's own values end with the test
     monkeypatch.setattr("signal.signal", lambda *_: None)
@@ -52,4 +61,17 @@ def test_a_port_that_is_taken_is_named(index: Path, tmp_path: Path, monkeypatch)
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert str(port) in refused(index, "--model", model, "--port", port)
+        said = refused(index, "--model", model, "--host", "127.0.0.2", "--port", port)
+    assert f"Nothing came to listen at port {port} of 127.0.0.2" in said
+
+
+@pytest.mark.parametrize(
+    ("host", "problem"),
+    [
+        ("a..b", "There is no host 'a..b'"),  # which no name server is asked for
+        ("192.0.2.1", "192.0.2.1 is no address of this machine"),  # an address of no machine, by RFC 5737
+    ],
+)
+def test_a_host_that_is_not_this_machine_is_explained(index: Path, host: str, problem: str):
+    said = refused(index, "--model", "nowhere", "--host", host)
+    assert problem in said and "Give --host an address of this machine" in said

@@ -153,6 +153,29 @@ def test_fifty_visitors_at_once_are_all_answered(page: Page):
     assert "The best 6 of 8" in first.search("after.wav", recording(0.5))[0]
 
 
+def test_who_reads_no_answer_cannot_go_on_asking(visitor: Visitor):
+    search = visitor.event(3)
+    joined = [visitor.join(search, [None]) for _ in range(40)]  # of which the queue alone may hold 17
+    unread = [response for response in joined if "Read the answers" in response.text]
+    assert unread and {response.status_code for response in unread} == {503}
+    assert "Record or upload" in visitor.answer()[0]
+    visitor.join(search, [None]).raise_for_status()
+
+
+def test_answers_that_nobody_fetches_make_room_for_others(page: Page, visitor: Visitor):
+    strangers = [Visitor(page.address, uuid4().hex) for _ in range(36)]
+    search = visitor.event(3)
+    for stranger in strangers:
+        while (joined := stranger.join(search, [None])).status_code == 503:  # the queue is full for a moment
+            pass
+        joined.raise_for_status()
+    for _ in range(2):  # all questions before the first of these are answered when the second comes
+        assert "The best 6 of 8" in visitor.search("query.wav", recording(0.5))[0]
+    forgotten = next(strangers[0].messages())
+    assert forgotten["msg"] == "unexpected_error" and forgotten["session_not_found"]
+    assert "Record or upload" in strangers[-1].answer()[0]
+
+
 def test_visitors_do_not_see_what_others_asked(page: Page, visitor: Visitor):
     visitor.search("mine.wav", recording(0.5))
     explain = visitor.event(2)

@@ -28,10 +28,19 @@ def test_what_is_old_is_deleted_and_nothing_else(tmp_path: Path):
 def test_many_small_files_fill_it(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(upload_folder, "_MAX_BYTES", 200_000)
     folder = UploadFolder(tmp_path)
-    for number in range(4):
-        assert not folder.is_full()
+    for number in range(3):
+        assert folder.begin()
         (tmp_path / str(number)).write_bytes(b"x")
-    assert folder.is_full()
+        folder.sweep()
+    assert not folder.begin()
+
+
+def test_what_arrives_counts_before_it_is_measured_and_what_came_to_nothing_until_then(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(upload_folder, "_MAX_BYTES", 200_000)
+    folder = UploadFolder(tmp_path)
+    assert [folder.take(70_000) for _ in range(3)] == [True, True, False]
+    folder.sweep()
+    assert [folder.take(70_000) for _ in range(3)] == [True, True, False]
 
 
 def test_only_paths_inside_are_held(tmp_path: Path):

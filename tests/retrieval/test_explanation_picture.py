@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 from speech_image_retrieval.retrieval.explanation import Explanation, StretchRelevance
-from speech_image_retrieval.retrieval.explanation_picture import STRETCH_COLOURS, WIDTH, draw_explanation, stack
+from speech_image_retrieval.retrieval.explanation_picture import (
+    NARROW,
+    STRETCH_COLOURS,
+    WIDE,
+    Layout,
+    draw_explanation,
+    stack,
+)
 from speech_image_retrieval.retrieval.heat_map import heated
 from speech_image_retrieval.retrieval.token_places import Box
 
@@ -73,10 +80,13 @@ def test_what_speaks_against_is_cold():
 
 @pytest.mark.parametrize("size", [(300, 200), (96, 96), (200, 900), (4000, 300), (1, 1)])
 @pytest.mark.parametrize("stretches", [0, 1, 4])
-def test_nothing_lies_outside_and_each_stretch_has_its_colour(size: tuple[int, int], stretches: int):
+@pytest.mark.parametrize(("layout", "highest"), [(WIDE, 1300), (NARROW, 2300)])
+def test_nothing_lies_outside_and_each_stretch_has_its_colour(
+    size: tuple[int, int], stretches: int, layout: Layout, highest: int
+):
     long = "a very long description of it all " * 20
-    sheet = draw_explanation(explanation(size, stretches, title=long, caption=long))
-    assert sheet.mode == "RGB" and sheet.width == WIDTH and sheet.height < 1300
+    sheet = draw_explanation(explanation(size, stretches, title=long, caption=long), layout)
+    assert sheet.mode == "RGB" and sheet.width == layout.width and sheet.height < highest
     pixels = np.asarray(sheet)
     assert all((part == 255).all() for part in (pixels[:8], pixels[-8:], pixels[:, :8], pixels[:, -8:]))
     drawn = [(pixels == ImageColor.getrgb(colour)).all(axis=2).any() for colour in STRETCH_COLOURS]
@@ -88,7 +98,7 @@ def test_a_stretch_is_marked_at_its_time():
     colour = (np.asarray(sheet) == ImageColor.getrgb(STRETCH_COLOURS[0])).all(axis=2)
     widths = colour.sum(axis=1)
     mark = colour[int(np.flatnonzero(widths > 150)[0])].nonzero()[0]
-    inner = WIDTH - 64
+    inner = WIDE.width - 64
     assert (mark[0], mark[-1]) == pytest.approx((32, 32 + inner * 0.2), abs=2)
 
 
@@ -97,7 +107,7 @@ def test_recordings_of_any_length_are_drawn(samples: int):
     seconds = max(samples / 16_000, 0.25)
     edges = np.linspace(0, seconds, 11)
     drawn = draw_explanation(explanation(samples=np.zeros(samples, np.float32), edges=edges))
-    assert drawn.width == WIDTH
+    assert drawn.width == WIDE.width
 
 
 def test_a_caption_is_shown_if_it_says_anything():
@@ -109,6 +119,6 @@ def test_a_caption_is_shown_if_it_says_anything():
 def test_explanations_are_stacked():
     parts = [draw_explanation(explanation(stretches=number)) for number in (0, 2)]
     stacked = stack(parts)
-    assert stacked.size == (WIDTH, sum(part.height for part in parts))
+    assert stacked.size == (WIDE.width, sum(part.height for part in parts))
     top = stacked.crop((0, 0, *parts[0].size))
     assert top.tobytes() == parts[0].tobytes()

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 from safetensors.torch import load_file
 from speech_image_retrieval.training.arguments import ArgumentError, TrainingArguments, save_arguments
 from speech_image_retrieval.training.checkpoint import latest_checkpoint
+from speech_image_retrieval.training.epoch_batches import EpochBatches
+from speech_image_retrieval.training.examples import Collator
 from speech_image_retrieval.training.log import read_log
 from speech_image_retrieval.training.loop import Trainer
 
@@ -121,6 +123,8 @@ def test_two_processes_that_were_killed_end_as_two_that_were_not(without_noise, 
 
 
 def test_fewer_rows_than_a_step_of_all_processes_are_refused(without_noise, tmp_path, monkeypatch):
-    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    PartialState(cpu=True)
+    monkeypatch.setitem(PartialState._shared_state, "num_processes", 2)
+    arguments = without_noise(tmp_path, batch_size=7, gradient_accumulation_steps=1)
     with pytest.raises(ArgumentError, match="fewer than the 14 of one step of 2 processes"):
-        Trainer(without_noise(tmp_path, batch_size=7, gradient_accumulation_steps=1))
+        EpochBatches(arguments, range(12), Collator(0))
