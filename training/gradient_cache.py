@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -49,30 +50,37 @@ def backward(
         states.append(_random_state())
         with autocast(), nullcontext() if at_once else _without_graph(model):
             parts.append(objective.encode(batch, momentum, matching))
-    own = _joined(parts)
-    whole = _as_leaves(_gathered(own))
+    whole = _as_leaves(_gathered(_joined(parts)))
+    parts = parts if at_once else [None] * len(parts)  # what has no graph has served
     objective.remember(whole)
     negatives = objective.negatives(whole, generator) if objective.matches(matching) else None
 
-    first, shares = PartialState().process_index * len(own.rows), []
-    for batch in micro_batches:
-        rows = slice(first, first := first + len(batch.rows))
+    shares, losses = _own_rows(micro_batches), []
+    for rows in shares:
         with autocast():
-            losses = objective.losses(whole, alpha, negatives, rows)
-        losses.total.backward()
-        shares.append((rows, losses))
+            share = objective.losses(whole, alpha, negatives, rows)
+        share.total.backward()
+        losses.append(share)
+    gradients = {name: _sum(leaf.grad) for name, leaf in _differentiable(whole) if leaf.grad is not None}
+    del whole, share
 
-    gradients = {name: reduce(leaf.grad, "sum") for name, leaf in _differentiable(whole) if leaf.grad is not None}
     with _restoring_random_state():
-        for batch, state, part, (rows, _) in zip(micro_batches, states, parts, shares, strict=True):
-            if not at_once:
+        for batch, state, part, rows in zip(micro_batches, states, parts, shares, strict=True):
+            if part is None:
                 _set_random_state(state)
                 with autocast():
                     part = objective.encode(batch, momentum=False, matching=matching)
             _backward_from(part, gradients, rows)
     _sum_gradients(model)
     _average_statistics(model)
-    return _total([losses for _, losses in shares])
+    return _total(losses)
+
+
+def _own_rows(micro_batches: Sequence[Batch]) -> list[slice]:
+    """Where in the whole batch this process's micro-batches are: after those of the processes before it."""
+    sizes = [len(batch.rows) for batch in micro_batches]
+    ends = list(accumulate(sizes, initial=PartialState().process_index * sum(sizes)))
+    return [slice(*ends_of) for ends_of in pairwise(ends)]
 
 
 def _joined(parts: Sequence[EncodedBatch]) -> EncodedBatch:
@@ -117,12 +125,17 @@ def _backward_from(part: EncodedBatch, gradients: dict[str, Tensor], rows: slice
         )
 
 
+def _sum(part: Tensor) -> Tensor:
+    return part if PartialState().num_processes == 1 else reduce(part, "sum")
+
+
 def _sum_gradients(model: nn.Module) -> None:
     """Over the processes. A parameter that took no part in any process keeps no gradient."""
     if PartialState().num_processes == 1:
         return
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    took_part = reduce(torch.tensor([parameter.grad is not None for parameter in trained], dtype=torch.int32), "sum")
+    flags = [parameter.grad is not None for parameter in trained]
+    took_part = reduce(torch.tensor(flags, dtype=torch.int32, device=PartialState().device), "sum")
     trained = [parameter for parameter, count in zip(trained, took_part.tolist(), strict=True) if count]
     for parameter in trained:
         if parameter.grad is None:
@@ -142,7 +155,7 @@ def _average_statistics(model: nn.Module) -> None:
 
 def _total(shares: Sequence[Losses]) -> Losses:
     values = [[losses.total.detach(), losses.contrastive, losses.matching, losses.listwise] for losses in shares]
-    return Losses(*reduce(torch.stack([torch.stack(of) for of in values]).sum(0), "sum"))
+    return Losses(*_sum(torch.stack([torch.stack(of) for of in values]).sum(0)))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..modeling.losses import contrastive_loss, positive_targets, sample_hard_negatives
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
 from .embedding_queue import EmbeddingQueue
-from .matching import HardNegatives, listwise_matching_loss, pairwise_matching_loss
+from .matching import HardNegatives, MatchingPairs, listwise_matching_loss, pairwise_matching_loss
 from .momentum import MomentumTeacher, is_frozen
 
 
@@ -167,9 +167,7 @@ class CoarseToFineObjective(nn.Module):
         matched = listed = torch.zeros((), device=contrastive.device)
         if negatives is not None:
             pairs = negatives.pairs(anchors)
-            scores = self.model.match(
-                encoded.speech_states, encoded.speech_mask, encoded.image_states, pairs.image, pairs.speech
-            )
+            scores = self._scores(encoded, pairs)
             matched = pairwise_matching_loss(scores, pairs)
             listed = listwise_matching_loss(scores, pairs)
         total = self.contrastive_weight * contrastive + self.matching_weight * matched + self.listwise_weight * listed
@@ -230,6 +228,16 @@ class CoarseToFineObjective(nn.Module):
                 speech @ all_image.T / temperature, image @ all_speech.T / temperature, speech_targets, image_targets
             )
         return loss * (len(speech) / len(encoded.rows))
+
+    def _scores(self, encoded: EncodedBatch, pairs: MatchingPairs) -> Tensor:
+        """(pairs,) matching logits. What several pairs share is computed once, and only of rows that occur in them."""
+        states = (encoded.speech_states, encoded.speech_mask, encoded.image_states)
+        image_rows, speech_rows = pairs.image, pairs.speech
+        if pairs.anchors < len(encoded.rows):
+            speech, speech_rows = speech_rows.unique(return_inverse=True)
+            image, image_rows = image_rows.unique(return_inverse=True)
+            states = (encoded.speech_states[speech], encoded.speech_mask[speech], encoded.image_states[image])
+        return self.model.match(*states, image_rows, speech_rows)
 
     @torch.no_grad()
     def _distilled(self, similarity: Tensor, targets: Tensor, alpha: float) -> Tensor:
