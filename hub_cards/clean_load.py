@@ -48,7 +48,8 @@ def check_clean_load(folder: Path) -> None:
         environment = {**kept, "HF_HUB_OFFLINE": "1", "HF_HOME": home, "HF_MODULES_CACHE": str(Path(home, "modules"))}
         media = [str(find_example(folder, kind).resolve()) for kind in ("recording", "picture")]
         done = subprocess.run(
-            [sys.executable, "-I", "-c", _SCRIPT, str(folder.resolve()), *media],
+            # -B: no byte code beside the handler, which would be published.
+            [sys.executable, "-I", "-B", "-c", _SCRIPT, str(folder.resolve()), *media],
             cwd=home,
             env=environment,
             capture_output=True,
