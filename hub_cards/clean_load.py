@@ -57,7 +57,7 @@ def check_clean_load(folder: Path) -> None:
             check=False,
         )
     if done.returncode != 0:
-        said = (done.stderr.strip() or "nothing").splitlines()[-1]
+        said = (done.stderr.strip() or "nothing").splitlines()[-1][:200]
         raise PublishError(
             "The folder does not load by the code it carries, where this package is not installed. Export the model "
             f"again, by training or speech_image_retrieval.training.export.export_model. Python said: {said}"
