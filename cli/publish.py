@@ -1,15 +1,16 @@
-"""`sir publish`: a model on the Hub."""
+"""`sir publish`, `sir corpus publish` and `sir publish-metric`: what is on the Hub."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .app import app
-from .corpus import load_split
+from .corpus import corpus_app, load_split
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,6 +67,44 @@ def publish(
         print_files(folder)
         typer.echo("\n" + (folder / "README.md").read_text(encoding="utf-8"))
     typer.echo("Checked. Nothing was uploaded.")
+
+
+@corpus_app.command("publish")
+def publish_corpus(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the corpus.")],
+    repo_id: RepoIdOption,
+    license: Annotated[str, typer.Option(help="Licence of the whole, as the Hub names it.")],
+    private: PrivateOption = False,
+    revision: RevisionOption = None,
+    num_proc: Annotated[
+        int | None, typer.Option(min=1, help="Processes that check the media; default: all processors.")
+    ] = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Publish a corpus on the Hub with its media, if it is fit for use."""
+    from ..hub_cards.corpus_publishing import checked_card
+    from ..hub_cards.corpus_publishing import publish_corpus as publish_checked
+
+    corpus, card = checked_card(directory, repo_id, license, num_proc)
+    if dry_run:
+        typer.echo(f"{card}\nChecked. Nothing was uploaded.")
+    else:
+        typer.echo(publish_checked(corpus, card, repo_id, private=private, revision=revision))
+
+
+@app.command("publish-metric")
+def publish_metric(repo_id: RepoIdOption, private: PrivateOption = False, dry_run: DryRunOption = False) -> None:
+    """Publish the metric as a Space that evaluate.load reads."""
+    from ..hub_cards.metric_publishing import publish_metric as publish_staged
+    from ..hub_cards.metric_publishing import stage_metric
+
+    with TemporaryDirectory() as place:
+        folder = Path(place) / "metric"
+        stage_metric(folder)
+        if dry_run:
+            print_files(folder)
+        else:
+            typer.echo(publish_staged(folder, repo_id, private=private))
 
 
 def print_files(folder: Path) -> None:

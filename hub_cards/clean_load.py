@@ -48,7 +48,8 @@ def check_clean_load(folder: Path) -> None:
         environment = {**kept, "HF_HUB_OFFLINE": "1", "HF_HOME": home, "HF_MODULES_CACHE": str(Path(home, "modules"))}
         media = [str(find_example(folder, kind).resolve()) for kind in ("recording", "picture")]
         done = subprocess.run(
-            [sys.executable, "-I", "-c", _SCRIPT, str(folder.resolve()), *media],
+            # -B: no byte code beside the handler, which would be published.
+            [sys.executable, "-I", "-B", "-c", _SCRIPT, str(folder.resolve()), *media],
             cwd=home,
             env=environment,
             capture_output=True,
@@ -56,7 +57,7 @@ def check_clean_load(folder: Path) -> None:
             check=False,
         )
     if done.returncode != 0:
-        said = (done.stderr.strip() or "nothing").splitlines()[-1]
+        said = (done.stderr.strip() or "nothing").splitlines()[-1][:200]
         raise PublishError(
             "The folder does not load by the code it carries, where this package is not installed. Export the model "
             f"again, by training or speech_image_retrieval.training.export.export_model. Python said: {said}"

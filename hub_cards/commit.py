@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -38,7 +38,7 @@ def make_repository(api: HfApi, repo_id: str, kind: str, private: bool) -> bool:
         )
         return bool(api.repo_info(repo_id, repo_type=kind).private)
     except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
-        raise _explained(error, repo_id, "Nothing was uploaded") from error
+        raise explained(error, repo_id, "Nothing was uploaded") from error
 
 
 def make_repository_as_asked(api: HfApi, repo_id: str, kind: str, private: bool) -> None:
@@ -85,10 +85,26 @@ def commit_folder(api: HfApi, folder: Path, repo_id: str, kind: str, revision: s
             parent_commit=before.sha,  # whoever published at the same time is not overwritten unseen
         ).commit_url
     except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
-        raise _explained(error, repo_id, f"Its branch {revision or 'main'} is as it was") from error
+        raise explained(error, repo_id, f"Its branch {revision or 'main'} is as it was") from error
 
 
-def _explained(error: Exception, repo_id: str, state: str) -> PublishError:
+def commit_card(api: HfApi, card: RepoCard, repo_id: str, kind: str, revision: str | None) -> str:
+    """Replace the card of a repository; returns the commit's address.
+
+    Raises:
+        PublishError: the Hub did not take it.
+    """
+    try:
+        operation = CommitOperationAdd(path_in_repo="README.md", path_or_fileobj=str(card).encode())
+        return api.create_commit(
+            repo_id, [operation], commit_message="Write the card", repo_type=kind, revision=revision
+        ).commit_url
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+        raise explained(error, repo_id, "Its card is as it was") from error
+
+
+def explained(error: Exception, repo_id: str, state: str) -> PublishError:
+    """What to tell of an error of the Hub, and in which `state` the repository is."""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if isinstance(error, HFValidationError):
         return PublishError(f"{repo_id!r} is no id of a repository on the Hub. Such an id is like org/name.")

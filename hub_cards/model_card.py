@@ -13,21 +13,16 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..corpora.hub import is_hub_id
 from ..evaluation.recall import RECALL_CUTOFFS
 from ..evaluation.report_text import interval, protocol_lines
-from ..evaluation.standard_pools import corpus_called, corpus_name
+from ..evaluation.standard_pools import corpus_name
 from ..modeling.shipped_gallery import GALLERY_FOLDERS
 from ..processing.processing_speech_image_retrieval import MAX_CHUNKS
+from .known_licences import licences_of
 from .refusal import PublishError
 
 _TEMPLATE = Path(__file__).with_name("model_card.md")
 _DIRECTIONS = {"speech_to_image": "speech to image", "image_to_speech": "image to speech"}
 _STAGES = {"coarse": "coarse", "reranked": "re-ranked"}
 _TAGS = ["speech-image-retrieval", "cross-modal-retrieval", "audio-to-image-retrieval", "speech", "image"]
-_CORPORA = {
-    "spoken_shapes": "Scenes are drawn and speech is synthesised by espeak-ng; no media of others are in it.",
-    "tuxpaint": "Pictures and speech are Tux Paint's stamps, GPL-2.0.",
-    "flickr8k_audio": "The recordings are CC BY-SA; the pictures of Flickr8k are for research.",
-    "spoken_coco": "The recordings are CC BY-SA; the pictures of COCO are under the terms of their authors on Flickr.",
-}
 
 
 def read_reports(folder: Path) -> dict[str, dict[str, Any]]:
@@ -112,7 +107,7 @@ def render_model_card(
         backbones=backbones,
         training=training,
         corpus=corpus,
-        corpus_licence=_CORPORA.get(corpus_called(corpus, _CORPORA) or ""),
+        licences=licences_of(corpus),
         evaluations=[_as_table(report) for report in reports],
         sampling_rate=processor["feature_extractor"]["sampling_rate"],
         min_seconds=processor["min_seconds"],

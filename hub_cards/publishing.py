@@ -78,8 +78,8 @@ def staged(publication: Publication) -> Iterator[Path]:
             )
             check_metadata(card)
         replace_file(folder / "README.md", str(card).encode())
-        check_content(folder)
         check_clean_load(folder)
+        check_content(folder)
         yield folder
 
 
