@@ -13,11 +13,35 @@ import torch
 from safetensors.torch import save_file
 
 from ..evaluation.reranking import ScoreRule, check_score_rule
-from ..modeling.shipped_gallery import GALLERY_FORMAT, ITEMS_FILE, MEDIA_FOLDER, PLURAL, TENSORS_FILE
+from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
+from ..modeling.shipped_gallery import (
+    GALLERY_FOLDERS,
+    GALLERY_FORMAT,
+    ITEMS_FILE,
+    MEDIA_FOLDER,
+    PLURAL,
+    TENSORS_FILE,
+)
+from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
 from ..retrieval.index import SpeechImageIndex
 
 MAX_ITEMS = 2000
 _SUFFIX = {"image": ".jpg", "speech": ".flac"}
+
+
+def ship_gallery(
+    uri: str, model_folder: str | Path, *, score_rule: ScoreRule = "sim", where: str | None = None
+) -> int:
+    """Write the index at `uri` to where the pipeline looks for it in an exported model's folder; the options are those
+    of :func:`write_gallery`.
+
+    Raises:
+        ValueError: also if the index is of another model.
+    """
+    model = SpeechImageRetrievalModel.from_pretrained(model_folder)
+    index = SpeechImageIndex.open(uri, model, SpeechImageRetrievalProcessor.from_pretrained(model_folder))
+    folder = Path(model_folder, GALLERY_FOLDERS[index.info.modality])
+    return write_gallery(index, folder, score_rule=score_rule, where=where)
 
 
 def write_gallery(
@@ -95,4 +119,4 @@ def _tensors(rows: list[dict[str, Any]], width: int) -> dict[str, torch.Tensor]:
     return tensors
 
 
-__all__ = ["MAX_ITEMS", "write_gallery"]
+__all__ = ["MAX_ITEMS", "ship_gallery", "write_gallery"]

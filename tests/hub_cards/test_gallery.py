@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,12 +9,13 @@ import soundfile
 from PIL import Image
 from safetensors.torch import load_file
 from speech_image_retrieval.hub_cards import gallery as gallery_module
-from speech_image_retrieval.hub_cards.gallery import write_gallery
+from speech_image_retrieval.hub_cards.gallery import ship_gallery, write_gallery
 from speech_image_retrieval.modeling.shipped_gallery import GALLERY_FOLDERS, read_gallery
 from speech_image_retrieval.retrieval.index import SpeechImageIndex
 
 from ..hub_client import run
 from ..hub_server import HubServer
+from ..retrieval.tiny_gallery import save_tiny
 from .conftest import Media, Published
 
 
@@ -63,6 +64,18 @@ def test_a_gallery_is_replaced_as_a_whole_and_nothing_else_is(published: Publish
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gallery", "mine"]
 
 
+def test_an_index_is_shipped_where_the_pipeline_looks_unless_it_is_of_another_model(
+    published: Published, exported: Path, tmp_path: Path
+):
+    model = tmp_path / "model"
+    shutil.copytree(exported, model)
+    assert ship_gallery(published.recordings.uri, model) == 7
+    assert sorted(path.name for path in (model / "gallery").iterdir()) == ["speech"]
+    other = save_tiny(tmp_path / "other", seed=1)
+    with pytest.raises(ValueError, match="was made with the model"):
+        ship_gallery(published.recordings.uri, other)
+
+
 def test_too_many_rows_and_none_are_refused_in_words(published: Published, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(gallery_module, "MAX_ITEMS", 8)
     with pytest.raises(ValueError, match=r"has 9 pictures; .* at most 8\. Select some"):
@@ -98,7 +111,6 @@ def test_a_gallery_that_does_not_hang_together_is_refused(published: Published, 
 
 
 BY_ID = """
-    import json
     from huggingface_hub import scan_cache_dir
     from transformers import pipeline
     pipe = pipeline("speech-image-retrieval", model="org/tiny", trust_remote_code=True, revision={revision!r})
@@ -110,7 +122,7 @@ BY_ID = """
 
 
 def test_the_gallery_of_a_revision_is_downloaded_alone_and_found_offline(
-    hub: HubServer, published: Published, media: Media, tmp_path: Path, monkeypatch
+    hub: HubServer, published: Published, media: Media, tmp_path: Path
 ):
     files = {
         path.relative_to(published.folder).as_posix(): path.read_bytes()
@@ -130,9 +142,3 @@ def test_the_gallery_of_a_revision_is_downloaded_alone_and_found_offline(
     offline = 'import os\n    os.environ["HF_HUB_OFFLINE"] = "1"\n    os.environ["TRANSFORMERS_OFFLINE"] = "1"'
     assert run(hub, tmp_path, f"\n    {offline}{script}") == [expected, ["images"]]
     assert len(hub.requests) == asked
-
-
-def test_previews_can_be_looked_at(published: Published, media: Media):
-    answer = published.pipe(media.recordings[0], top_k=1)[0]
-    with Image.open(io.BytesIO(Path(answer["file"]).read_bytes())) as preview:
-        assert max(preview.size) <= 256
