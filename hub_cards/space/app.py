@@ -103,12 +103,14 @@ def build_page() -> gr.Blocks:
     with gr.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=(_KEPT_SECONDS, _KEPT_SECONDS)) as page:
         gr.Markdown(f"# {_TITLE}")
         if galleries["image"]:
-            with gr.Tab("Speech → pictures"):
+            with gr.Tab("Speak"):
                 spoken = gr.Audio(sources=["microphone", "upload"], type="filepath", label="Describe a picture")
                 _build_tab(spoken, answering("read_recording", cards), galleries["image"], "pictures")
         if galleries["speech"]:
-            with gr.Tab("Picture → descriptions"):
-                shown = gr.Image(sources=["upload", "webcam"], type="filepath", label="Show a picture", height=280)
+            with gr.Tab("Show a picture"):
+                shown = gr.Image(
+                    sources=["upload", "webcam"], type="filepath", label="To hear its descriptions", height=280
+                )
                 _build_tab(shown, answering("read_picture", players), galleries["speech"], "spoken descriptions")
     return page.queue(max_size=16, default_concurrency_limit=1)
 
