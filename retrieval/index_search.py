@@ -161,12 +161,13 @@ def _nearest(
     table: lancedb.table.Table, embedding: Tensor, depth: int, where: str | None, probed: int, exact: bool
 ) -> Candidates:
     query = table.search(embedding.numpy(), vector_column_name="embedding").distance_type("dot").limit(depth)
+    query = query.nprobes(probed)
     if where is not None:
-        query = query.where(where, prefilter=True)
+        query = query.where(where, prefilter=True).maximum_nprobes(0)  # more parts, until `depth` rows are found
         if exact:
             query = query.bypass_vector_index()
     # Of an approximate index: its own distances are rounded, so more rows are fetched and compared exactly.
-    query = query.refine_factor(REFINE).nprobes(probed).select(["embedding", "_distance"]).with_row_id(True)
+    query = query.refine_factor(REFINE).select(["embedding", "_distance"]).with_row_id(True)
     found = query.to_arrow().sort_by("_rowid")
     vectors = found["embedding"].combine_chunks().flatten().to_numpy().reshape(len(found), len(embedding))
     # LanceDB's distance is 1 - similarity, which has lost the digits that tell near-equals apart.
