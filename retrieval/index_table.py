@@ -90,15 +90,19 @@ def create_table(uri: str, info: IndexInfo) -> lancedb.table.Table:
         return database.create_table(TABLE, schema=info.schema()) if table is None else table
 
 
-def open_table(uri: str) -> lancedb.table.Table:
-    """
+def open_table(uri: str, session: lancedb.Session | None = None) -> lancedb.table.Table:
+    """The latest version of the table, which later writes do not change under the reader.
+
+    Args:
+        session: whose caches, of an approximate index for instance, are shared.
+
     Raises:
         IndexProblem: there is no index, or it cannot be read.
     """
     if not is_index(uri):
         raise IndexProblem(_no_index(uri))
     with damage_explained(uri):
-        table = _existing(lancedb.connect(uri))
+        table = _existing(lancedb.connect(uri, session=session))
     if table is None:
         raise IndexProblem(_no_index(uri))
     return table

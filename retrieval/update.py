@@ -12,7 +12,7 @@ import pyarrow as pa
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from .compaction import compact
+from .compaction import compact_after_update, give_back
 from .encoding import Unreadable, encode_items
 from .held_sources import held_folders
 from .index_table import IndexInfo, IndexProblem, damage_explained, one_of, writing
@@ -56,8 +56,9 @@ class Update:
         """Encode and write what is new or changed."""
         began = time.monotonic()
         total = len(items) if hasattr(items, "__len__") else None
+        give_back(self._uri, self._table)
         self._encode_and_write(items, total, self._known_rows(None), **options)
-        compact(self._uri, self._table)
+        compact_after_update(self._uri, self._table, self.report.changed)
         self.report.seconds = time.monotonic() - began
         return self.report
 
@@ -66,6 +67,7 @@ class Update:
         began = time.monotonic()
         total = len(source)  # first: a source that cannot be read at all must not look empty
         self._refuse_nested(source.folder)
+        give_back(self._uri, self._table)
         of_source = one_of("source", [source.name])
         known = self._known_rows(of_source)
         self._encode_and_write(source, total, known, **options)
@@ -73,7 +75,7 @@ class Update:
             if not item.unread:
                 known.unsee(item.id)
         self._delete_gone(known, of_source)
-        compact(self._uri, self._table)
+        compact_after_update(self._uri, self._table, self.report.changed + self.report.deleted)
         self.report.seconds = time.monotonic() - began
         return self.report
 
