@@ -261,7 +261,7 @@ class SpeechImageIndex:
         Raises:
             ValueError: there are too few rows to gain anything.
         """
-        with damage_explained(self.uri):
+        with writing(self.uri), damage_explained(self.uri):
             self._table.checkout_latest()
             config = ann_config(self._table.count_rows())
             self._table.create_index("embedding", config=config, replace=True)

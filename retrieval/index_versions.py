@@ -8,7 +8,7 @@ from typing import TypeVar
 import lancedb
 import pyarrow as pa
 
-from .index_search import check_filter
+from .index_search import check_filter, filter_explained
 from .index_table import IndexProblem, damage_explained, open_table
 
 _Read = TypeVar("_Read")
@@ -53,4 +53,5 @@ def read_rows(
     if where is not None:
         check_filter(table, where)
     query = table.search().select(list(columns))
-    yield from (query if where is None else query.where(where)).to_batches()
+    with filter_explained(table, where):
+        yield from (query if where is None else query.where(where)).to_batches()
