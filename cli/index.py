@@ -6,10 +6,12 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..retrieval.index_place import refuse_not_utf8
 from .app import BatchSizeOption, ModelArgument, app, load_model
 from .corpus import load_split
 from .search_index import require_lancedb
@@ -59,6 +61,7 @@ def index(
     if modality not in ("image", "speech", None):
         raise ValueError(f"--modality must be image or speech, not {modality!r}.")
     require_lancedb()
+    refuse_not_utf8(out)
     items = _source(source, split, modality)
     if not len(items):  # reads it: what cannot be indexed must not leave an empty index
         raise ValueError(f"{items.name} holds nothing to index.")
@@ -76,9 +79,8 @@ def index(
     _print_report(report, out, len(built))
     for held in built.sources():
         if held.is_there is False:
-            _warn(
-                f"{held.name}, of which {out} holds {held.rows} rows, is gone: sir sources {out} --remove {held.name}"
-            )
+            command = f"sir sources {quote(out)} --remove {quote(held.name)}"
+            _warn(f"{held.name}, of which {out} holds {held.rows} rows, is gone: {command}")
     if not report.added + report.changed + report.unchanged:
         raise ValueError(f"Nothing of {source} could be indexed.")
     if ann and len(built) < ROWS_NEEDED:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -97,7 +98,7 @@ def search_index(
 
 def _why_nothing(index: SpeechImageIndex, where: str | None) -> str:
     if not len(index):
-        return f"Nothing was found, for {index.uri} is empty. Fill it: sir index MODEL SOURCE --out {index.uri}"
+        return f"Nothing was found, for {index.uri} is empty. Fill it: sir index MODEL SOURCE --out {quote(index.uri)}"
     return f"Nothing was found: --where {where!r} selects none of the {len(index)} rows of {index.uri}."
 
 

@@ -50,10 +50,15 @@ def _check(index: SpeechImageIndex) -> None:
         shown = "\n".join(damaged[:_DAMAGED_SHOWN])
         more = f"\n... and {len(damaged) - _DAMAGED_SHOWN} more" if len(damaged) > _DAMAGED_SHOWN else ""
         raise ValueError(
-            f"{len(damaged)} of {len(index)} rows of {index.uri} are damaged. Remove their source, then index it "
-            f"again.\n{shown}{more}"
+            f"{len(damaged)} of {len(index)} rows of {index.uri} are damaged. Remove their sources, then index "
+            f"them again: {_sources_of(index, set(damaged))}.\n{shown}{more}"
         )
     typer.echo(f"All {len(index)} rows of {index.uri} are as they were written.")
+
+
+def _sources_of(index: SpeechImageIndex, ids: set[str]) -> str:
+    rows = (row for batch in index.rows(("id", "source")) for row in batch.to_pylist())
+    return ", ".join(sorted({row["source"] for row in rows if row["id"] in ids}))
 
 
 def _print_sources(held: Sequence[HeldSource]) -> None:

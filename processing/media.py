@@ -116,7 +116,12 @@ def _decode(source: str | Path | bytes) -> tuple[np.ndarray, int, str]:
         samples, rate = soundfile.read(stream, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
         raise MediaError(f"{name} cannot be decoded as audio: {_reason(error)}") from error
-    except (ValueError, MemoryError) as error:  # what libsndfile takes an unknown number of samples for
+    except MemoryError as error:
+        raise MediaError(
+            f"{name} needs more memory than there is, or does not say how long it is. Shorten it, or write it again, "
+            "to a file and not a pipe."
+        ) from error
+    except ValueError as error:  # what libsndfile takes an unknown number of samples for
         raise MediaError(f"{name} does not say how long it is. Write it again, to a file and not a pipe.") from error
     return samples, rate, name
 

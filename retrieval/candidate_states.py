@@ -75,8 +75,9 @@ def _recomputed(
             rows += [candidate["_rowid"] for candidate in some]
             tokens.append(states.tokens)
             lengths.append(states.lengths)
-    _warn([candidate["id"] for candidate in candidates if candidate["_rowid"] not in set(rows)])
-    return _places(rows), PackedStates.from_tokens(join(tokens), join(lengths)) if rows else None
+    place_of = _places(rows)
+    _warn([candidate["id"] for candidate in candidates if candidate["_rowid"] not in place_of])
+    return place_of, PackedStates.from_tokens(join(tokens), join(lengths)) if rows else None
 
 
 def _inputs(

@@ -10,7 +10,7 @@ from torch import nn
 
 from .explain_pair import Processor, explain_pair
 from .explanation import Explanation
-from .index_table import IndexInfo
+from .index_table import IndexInfo, one_of
 from .sources import is_unchanged
 
 
@@ -27,9 +27,8 @@ def explain_row(
 
 
 def _row(table: lancedb.table.Table, item_id: str) -> dict[str, Any]:
-    literal = item_id.replace("'", "''")
     columns = ["name", "path", "fingerprint", "text", "preview"]
-    rows = table.search().where(f"id = '{literal}'").select(columns).limit(1).to_list()
+    rows = table.search().where(one_of("id", [item_id])).select(columns).limit(1).to_list()
     if not rows:
         raise ValueError(
             f"The index holds nothing with the id {item_id!r}. Give the id of a result, Found.id, or of a row, "

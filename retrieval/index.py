@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,13 @@ from .index_table import (
     store_model_name,
     writing,
 )
+from .index_versions import IndexVersions, read_rows
 from .search import check_options
 from .sources import PLURAL, Item, Modality, Source
 from .update import Update, UpdateReport
 
 _QUERIES_AT_A_TIME = 16  # bounds the token states in memory: 16 x 32 candidates of BLIP-2 are 0.2 GB
+_CHECKED = ("id", "preview", "embedding", "states", CHECKSUM)
 _CHECKED_AT_A_TIME = 64  # rows; token states of a large vision transformer are a megabyte each
 
 
@@ -44,7 +47,8 @@ class SpeechImageIndex:
     """Embeddings, previews and token states of a gallery in a LanceDB table, searched coarse-to-fine.
 
     Build one with :meth:`create` or :meth:`open`. Updates are incremental, and every write is whole or not there: an
-    update that was killed is finished by the next one. Several processes may write at once.
+    update that was killed is finished by the next one. Several processes may write at once, and several threads may
+    use one object.
     """
 
     def __init__(
@@ -55,7 +59,8 @@ class SpeechImageIndex:
         processor: Callable[..., Mapping[str, Tensor]] | None = None,
     ):
         self.uri, self.info = uri, read_info(uri, table)
-        self._table, self._model, self._processor = table, model, processor
+        self._table, self._model, self._processor = table, model, processor  # the table is for writes
+        self._versions = IndexVersions(self.uri)
         if model is not None:
             self._refuse_other_model(model, processor)
 
@@ -113,19 +118,13 @@ class SpeechImageIndex:
         return cls(str(uri), open_table(str(uri)), model, processor)
 
     def __len__(self) -> int:
-        self._table.checkout_latest()
-        return self._table.count_rows()
+        return self._versions.latest().count_rows()
 
     def rows(
         self, columns: Sequence[str] = ("id", "name", "path"), where: str | None = None
     ) -> Iterator[pa.RecordBatch]:
         """These columns of all rows, or of those that a SQL filter selects, batch by batch."""
-        self._table.checkout_latest()
-        if where is not None:
-            check_filter(self._table, where)
-        query = self._table.search().select(list(columns))
-        with damage_explained(self.uri):
-            yield from (query if where is None else query.where(where)).to_batches()
+        yield from self._versions.rows(columns, where)
 
     def add(
         self, items: Iterable[Item], *, batch_size: int = 64, num_workers: int = 2, progress: bool = False
@@ -159,10 +158,13 @@ class SpeechImageIndex:
 
     def sources(self) -> list[HeldSource]:
         """What the index holds of which source, by name, and whether the source is still there."""
-        return held_sources(self.rows(("source", "id", "path")))
+        return self._versions.read(lambda table: held_sources(read_rows(table, ("source", "id", "path"))))
 
     def remove(self, source: str) -> int:
         """Delete all rows of a source, and say how many they were. It needs no model.
+
+        Searches that have begun may still read the rows, so their space on the disk returns with the next update that
+        begins at least five minutes later; less than a tenth of a data file stays in it until more is deleted.
 
         Args:
             source: the name of one of :meth:`sources`.
@@ -176,7 +178,7 @@ class SpeechImageIndex:
         if not deleted:
             names = ", ".join(held.name for held in self.sources()) or "none, for it is empty"
             raise ValueError(f"{self.uri} holds nothing of {source}. Its sources: {names}.")
-        compact(self.uri, self._table, however_few=True)
+        compact(self.uri, self._table)
         return deleted
 
     def check(self) -> list[str]:
@@ -188,11 +190,10 @@ class SpeechImageIndex:
         Raises:
             IndexProblem: a data file cannot be read at all.
         """
-        self._table.checkout_latest()
-        wanted = ("id", "preview", "embedding", "states", CHECKSUM)
-        query = self._table.search().select([name for name in wanted if name in self._table.schema.names])
-        with damage_explained(self.uri):
-            return damaged_rows(query.to_batches(_CHECKED_AT_A_TIME))
+        columns = [name for name in _CHECKED if name in self.info.schema().names]
+        return self._versions.read(
+            lambda table: damaged_rows(table.search().select(columns).to_batches(_CHECKED_AT_A_TIME))
+        )
 
     def search(
         self,
@@ -220,9 +221,8 @@ class SpeechImageIndex:
         """
         check_options(top_k, rerank_top_k, score_rule)
         model, processor = self._needed_model()
-        self._table.checkout_latest()
         if where is not None:
-            check_filter(self._table, where)
+            check_filter(self._versions.latest(), where)
         options = {"top_k": top_k, "rerank_top_k": rerank_top_k, "score_rule": score_rule, "where": where}
         results = []
         for start in range(0, max(1, len(queries)), _QUERIES_AT_A_TIME):
@@ -231,8 +231,8 @@ class SpeechImageIndex:
             encoded = encode_queries(
                 model, processor, self.info.modality, queries[some], names, keep_states=rerank_top_k > 0
             )
-            with damage_explained(self.uri):
-                results += search_table(self._table, self.info, model, processor, encoded, **options)
+            arguments = {"info": self.info, "model": model, "processor": processor, "queries": encoded}
+            results += self._versions.read(partial(search_table, **arguments, **options))
         return results
 
     def explain(self, query: Any, item_id: str) -> Explanation:
@@ -251,9 +251,7 @@ class SpeechImageIndex:
             ValueError: there is no such item, the query cannot be read, or the model cannot be explained.
         """
         model, processor = self._needed_model()
-        self._table.checkout_latest()
-        with damage_explained(self.uri):
-            return explain_row(self._table, self.info, model, processor, query, item_id)
+        return self._versions.read(lambda table: explain_row(table, self.info, model, processor, query, item_id))
 
     def build_ann(self) -> None:
         """Build an approximate index over the embeddings, for galleries of hundreds of thousands.
@@ -263,7 +261,7 @@ class SpeechImageIndex:
         Raises:
             ValueError: there are too few rows to gain anything.
         """
-        with damage_explained(self.uri):
+        with writing(self.uri), damage_explained(self.uri):
             self._table.checkout_latest()
             config = ann_config(self._table.count_rows())
             self._table.create_index("embedding", config=config, replace=True)

@@ -16,6 +16,25 @@ def local_folder(uri: str) -> Path | None:
     return None if "://" in uri else Path(uri)
 
 
+def is_utf8(name: str) -> bool:
+    """Whether LanceDB can store a name, which files of a Unix system need not have."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def refuse_not_utf8(uri: str) -> None:
+    """
+    Raises:
+        ValueError: no index can lie there.
+    """
+    if not is_utf8(uri):
+        shown = uri.encode(errors="backslashreplace").decode()
+        raise ValueError(f"The name of the index {shown} is not valid UTF-8. Choose another folder.")
+
+
 def is_index(uri: str) -> bool:
     """Whether there is an index in this folder; other addresses are taken for one, for models have none."""
     folder = local_folder(uri)

@@ -5,7 +5,8 @@ The order is that of :func:`.search.search_encoded` on the same gallery.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,11 +99,30 @@ def check_filter(table: lancedb.table.Table, where: str) -> None:
     try:
         table.search().where(where).select(["id"]).explain_plan()
     except (ValueError, RuntimeError) as error:
-        columns = ", ".join(name for name in table.schema.names if name not in _NOT_TO_FILTER_BY)
-        raise ValueError(
-            f"The filter {where!r} cannot be used: {str(error).splitlines()[0]} Write it in SQL, for instance "
-            f"\"language = 'en' AND text LIKE '%dog%'\". Columns: {columns}."
-        ) from None
+        raise _unusable(table, where, error) from None
+
+
+def _unusable(table: lancedb.table.Table, where: str, error: Exception) -> ValueError:
+    columns = ", ".join(name for name in table.schema.names if name not in _NOT_TO_FILTER_BY)
+    return ValueError(
+        f"The filter {where!r} cannot be used: {str(error).splitlines()[0]} Write it in SQL, for instance "
+        f"\"language = 'en' AND text LIKE '%dog%'\". Columns: {columns}."
+    )
+
+
+@contextmanager
+def filter_explained(table: lancedb.table.Table, where: str | None) -> Iterator[None]:
+    """Say of a filter that fails on a row, as a division by zero does, that it is to blame.
+
+    Raises:
+        ValueError: it failed.
+    """
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if where is None or "Error applying filter expression" not in str(error):
+            raise
+        raise _unusable(table, where, error) from None
 
 
 def search_table(
@@ -120,7 +140,8 @@ def search_table(
     """Results of each query, the best first; the arguments are those of :meth:`.index.SpeechImageIndex.search`."""
     refuse_nan(queries.embeddings, "query", ("query", "number"))
     depth = max(top_k, rerank_top_k)
-    candidates = nearest(table, queries.embeddings, depth, where)
+    with filter_explained(table, where):
+        candidates = nearest(table, queries.embeddings, depth, where)
     fine = [torch.empty(0)] * len(candidates)
     if rerank_top_k:
         best = [found.rows[:rerank_top_k] for found in candidates]
@@ -161,12 +182,13 @@ def _nearest(
     table: lancedb.table.Table, embedding: Tensor, depth: int, where: str | None, probed: int, exact: bool
 ) -> Candidates:
     query = table.search(embedding.numpy(), vector_column_name="embedding").distance_type("dot").limit(depth)
+    query = query.nprobes(probed)
     if where is not None:
-        query = query.where(where, prefilter=True)
+        query = query.where(where, prefilter=True).maximum_nprobes(0)  # more parts, until `depth` rows are found
         if exact:
             query = query.bypass_vector_index()
     # Of an approximate index: its own distances are rounded, so more rows are fetched and compared exactly.
-    query = query.refine_factor(REFINE).nprobes(probed).select(["embedding", "_distance"]).with_row_id(True)
+    query = query.refine_factor(REFINE).select(["embedding", "_distance"]).with_row_id(True)
     found = query.to_arrow().sort_by("_rowid")
     vectors = found["embedding"].combine_chunks().flatten().to_numpy().reshape(len(found), len(embedding))
     # LanceDB's distance is 1 - similarity, which has lost the digits that tell near-equals apart.
@@ -177,13 +199,15 @@ def _nearest(
 
 
 def _order(coarse: Tensor, matching: Tensor, score_rule: ScoreRule, model: nn.Module) -> list[int]:
-    """Places among the candidates, the best first: the re-ranked by their score, then the others as they were."""
+    """Places among the candidates, the best first: those that have no matching score keep their places, and the
+    others take the remaining ones by their score."""
     reranked = (~matching.isnan()).nonzero()[:, 0]
     fine = matching[reranked]
     if score_rule == "sim+sic" and len(fine):
         fine = fine + coarse[reranked] / sic_temperature(model, None)
-    first = reranked[fine.argsort(descending=True, stable=True)].tolist()
-    return first + sorted(set(range(len(coarse))) - set(first))
+    order = torch.arange(len(coarse))
+    order[reranked] = reranked[fine.argsort(descending=True, stable=True)]
+    return order.tolist()
 
 
 def _matching_score(matching: Tensor, place: int) -> float | None:

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shlex import quote
 
 import lancedb
 import pyarrow as pa
 from filelock import FileLock
 
 from .checksums import COLUMN as CHECKSUM
-from .index_place import TABLE, is_index, local_folder
+from .index_place import TABLE, is_index, local_folder, refuse_not_utf8
 from .sources import Modality
 
 FORMAT = 5
@@ -81,6 +82,7 @@ class IndexInfo:
 
 def create_table(uri: str, info: IndexInfo) -> lancedb.table.Table:
     """The table at this address: a new one, or what is there already."""
+    refuse_not_utf8(uri)
     folder = local_folder(uri)
     if folder is not None and not is_index(uri) and folder.exists() and any(_foreign_files(folder)):
         raise IndexProblem(f"{uri} exists and is not an index. Choose another folder.")
@@ -90,15 +92,20 @@ def create_table(uri: str, info: IndexInfo) -> lancedb.table.Table:
         return database.create_table(TABLE, schema=info.schema()) if table is None else table
 
 
-def open_table(uri: str) -> lancedb.table.Table:
-    """
+def open_table(uri: str, session: lancedb.Session | None = None) -> lancedb.table.Table:
+    """The latest version of the table, which later writes do not change under the reader.
+
+    Args:
+        session: whose caches, of an approximate index for instance, are shared.
+
     Raises:
         IndexProblem: there is no index, or it cannot be read.
     """
+    refuse_not_utf8(uri)
     if not is_index(uri):
         raise IndexProblem(_no_index(uri))
     with damage_explained(uri):
-        table = _existing(lancedb.connect(uri))
+        table = _existing(lancedb.connect(uri, session=session))
     if table is None:
         raise IndexProblem(_no_index(uri))
     return table
@@ -114,7 +121,7 @@ def _existing(database: lancedb.db.DBConnection) -> lancedb.table.Table | None:
 
 
 def _no_index(uri: str) -> str:
-    return f"{uri} holds no index. Build one: sir index MODEL SOURCE --out {uri}"
+    return f"{uri} holds no index. Build one: sir index MODEL SOURCE --out {quote(uri)}"
 
 
 def read_info(uri: str, table: lancedb.table.Table) -> IndexInfo:

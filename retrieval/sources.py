@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from ..processing.media import PICTURE_SUFFIXES, RECORDING_SUFFIXES
+from .index_place import is_utf8
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -68,8 +69,8 @@ class FolderSource:
     """All pictures, or all recordings, under a folder. Links to folders are not followed.
 
     Raises:
-        ValueError: there is no such folder. Also when it is counted or read and holds no file of that modality: an
-            unmounted disk must not empty an index.
+        ValueError: there is no such folder, or its name is not UTF-8. Also when it is counted or read and holds no
+            file of that modality: an unmounted disk must not empty an index.
     """
 
     def __init__(self, folder: str | Path, modality: Modality):
@@ -77,6 +78,9 @@ class FolderSource:
         self.name = str(self.folder)
         if not self.folder.is_dir():
             raise ValueError(f"There is no folder {folder}.")
+        if not is_utf8(self.name):
+            shown = self.name.encode(errors="backslashreplace").decode()
+            raise ValueError(f"The name of the folder {shown} is not valid UTF-8. Rename it.")
 
     def __len__(self) -> int:
         count = sum(1 for _ in self._files(self.modality))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ def read_spoken_queries(queries: Sequence[Any], names: Sequence[str] | None, rat
     read = []
     for place, query in enumerate(queries):
         name = names[place] if names else f"Query {place}"
+        if not isinstance(query, str | Path | bytes | Mapping):
+            raise ValueError(f"{name}: samples do not say their rate. Give {{'array': ..., 'sampling_rate': ...}}.")
         try:
             samples = load_speech(query, None, rate)
         except ValueError as error:

@@ -6,15 +6,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 
 import lancedb
 import pyarrow as pa
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from .compaction import compact
+from .compaction import compact_after_update, give_back
 from .encoding import Unreadable, encode_items
 from .held_sources import held_folders
+from .index_place import is_utf8
 from .index_table import IndexInfo, IndexProblem, damage_explained, one_of, writing
 from .known_rows import KnownRows
 from .sources import PLURAL, Item, Source
@@ -56,8 +58,9 @@ class Update:
         """Encode and write what is new or changed."""
         began = time.monotonic()
         total = len(items) if hasattr(items, "__len__") else None
+        give_back(self._uri, self._table)
         self._encode_and_write(items, total, self._known_rows(None), **options)
-        compact(self._uri, self._table)
+        compact_after_update(self._uri, self._table, self.report.changed)
         self.report.seconds = time.monotonic() - began
         return self.report
 
@@ -66,6 +69,7 @@ class Update:
         began = time.monotonic()
         total = len(source)  # first: a source that cannot be read at all must not look empty
         self._refuse_nested(source.folder)
+        give_back(self._uri, self._table)
         of_source = one_of("source", [source.name])
         known = self._known_rows(of_source)
         self._encode_and_write(source, total, known, **options)
@@ -73,7 +77,7 @@ class Update:
             if not item.unread:
                 known.unsee(item.id)
         self._delete_gone(known, of_source)
-        compact(self._uri, self._table)
+        compact_after_update(self._uri, self._table, self.report.changed + self.report.deleted)
         self.report.seconds = time.monotonic() - began
         return self.report
 
@@ -83,9 +87,10 @@ class Update:
             return
         for other in held_folders(self._rows(["source", "id", "path"], None)) - {folder}:
             if other in folder.parents or folder in other.parents:
+                command = f"sir sources {quote(self._uri)} --remove {quote(str(other))}"
                 raise IndexProblem(
                     f"{self._uri} already holds the folder {other}, which shares files with {folder}. Update that "
-                    f"one, remove it (sir sources {self._uri} --remove {other}), or use another index."
+                    f"one, remove it ({command}), or use another index."
                 )
 
     def _encode_and_write(
@@ -115,7 +120,7 @@ class Update:
 
     def _new_or_changed(self, items: Iterable[Item], known: KnownRows, advance: Callable[[], None]) -> Iterator[Item]:
         for item in items:
-            if not _is_utf8(item.id):
+            if not is_utf8(item.id):
                 name = item.id.encode(errors="backslashreplace").decode()
                 self.report.unreadable.append(Unreadable(name, "The name is not valid UTF-8. Rename the file."))
                 advance()
@@ -163,11 +168,3 @@ def _last_of_each_id(rows: pa.Table) -> pa.Table:
     """A merge would insert every one of several new rows with one id."""
     last = {item_id: place for place, item_id in enumerate(rows["id"].to_pylist())}
     return rows if len(last) == len(rows) else rows.take(list(last.values()))
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 import torch
 from speech_image_retrieval.evaluation import EncodedSpeech
+from speech_image_retrieval.retrieval import ann, index_search
 from speech_image_retrieval.retrieval.index import SpeechImageIndex
 from speech_image_retrieval.retrieval.index_search import search_table
 from speech_image_retrieval.retrieval.index_table import IndexInfo, create_table, one_of
@@ -19,11 +20,12 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def fill(uri: Path, vectors: np.ndarray) -> None:
+def fill(uri: Path, vectors: np.ndarray, languages: list[str] | None = None) -> None:
     names = [f"{number}" for number in range(len(vectors))]
     columns = {"id": names, "name": names, "embedding": list(vectors)}
     columns |= {"source": ["generated"] * len(names), "fingerprint": [""] * len(names), "preview": [b""] * len(names)}
-    columns |= {name: [None] * len(names) for name in ("path", "text", "speaker", "language")}
+    columns |= {"language": languages or [None] * len(names), "crc32": [0] * len(names)}
+    columns |= {name: [None] * len(names) for name in ("path", "text", "speaker")}
     create_table(str(uri), INFO).add(pa.table(columns, schema=INFO.schema()))
 
 
@@ -50,6 +52,21 @@ def test_an_approximate_index_finds_nearly_all_that_an_exact_search_finds(tmp_pa
     chosen = np.random.default_rng(1).choice(ROWS, 30, replace=False)
     right = [chosen[np.argsort(-(queries[row] @ vectors[chosen].T))].tolist() for row in range(20)]
     assert found(index, queries, one_of("id", [str(row) for row in chosen])) == right, "a filter loses nothing"
+
+
+def test_rows_that_pass_a_filter_are_found_however_far_they_lie(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(ann, "_ROWS_PER_PARTITION", 150)
+    monkeypatch.setattr(index_search, "_EXACT_UP_TO", 50)  # so that the approximate index is asked
+    draw = np.random.default_rng(0)
+    centres = draw.normal(size=(40, WIDTH))
+    centres[0] = -5 * centres[1]
+    of = draw.integers(0, 40, 6_000)
+    vectors = unit(centres[of] + 0.3 * draw.normal(size=(6_000, WIDTH)))
+    fill(tmp_path / "index", vectors, ["de" if centre else "en" for centre in of])
+    index = SpeechImageIndex.open(tmp_path / "index")
+    index.build_ann()
+    (few,) = found(index, unit(centres[1:2]), "language = 'en'")
+    assert len(few) == 50 and not of[few].any()
 
 
 def test_few_rows_need_no_approximate_index(tmp_path: Path):

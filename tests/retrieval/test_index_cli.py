@@ -122,6 +122,8 @@ def test_search_refuses_what_it_cannot_do(index: Path, model: Path, pictures: Pa
     assert "was made with the model" in refused("search", index, query, "--model", other)
     assert "--modality must be" in refused("index", model, pictures, "--out", tmp_path / "i", "--modality", "video")
     assert "an index of pictures" in refused("index", model, query.parent, "--out", index, "--modality", "speech")
+    not_utf8 = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    assert "udcff is not valid UTF-8" in refused("index", "no-model", pictures, "--out", not_utf8)
     assert "There is no folder" in refused("index", model, tmp_path / "no" / "folder", "--out", tmp_path / "i")
 
 
@@ -215,11 +217,11 @@ def test_a_moved_model(query: Path, tmp_path: Path):
 
 def test_a_renamed_folder_is_marked_and_removed(model: Path, query: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
-    out, first = tmp_path / "index", picture_folder(tmp_path / "first", 3)
+    out, first = tmp_path / "index", picture_folder(tmp_path / "the first", 3)
     done("index", model, first, "--out", out)
     second = first.rename(tmp_path / "second")
     said = done("index", model, second, "--out", out)
-    assert f"{first}, of which {out} holds 3 rows, is gone: sir sources {out} --remove {first}" in said
+    assert f"{first}, of which {out} holds 3 rows, is gone: sir sources {out} --remove '{first}'" in said
     said = done("search", out, query, "--json", tmp_path / "found.json", "--top-k", 6)
     assert said.count("png (file is gone)") == 3 and f" {second}/0/000.png " in said
     (of_query,) = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))["queries"]
@@ -239,6 +241,7 @@ def test_damaged_rows_are_named(model: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(encoding, "row_checksums", lambda embeddings, *_: [0] * len(embeddings))
     done("index", model, pictures, "--out", out)
     said = refused("sources", out, "--check")
+    assert f"index them again: {pictures}.\n" in said
     assert "2 of 2 rows of" in said and f"\n{pictures}/0/000.png\n{pictures}/1/001.png\n" in said
 
 
