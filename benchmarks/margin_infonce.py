@@ -13,6 +13,7 @@ import argparse
 import sys
 
 import torch
+from accelerate import PartialState
 from speech_image_retrieval.modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
 from speech_image_retrieval.training.arguments import ArgumentError, TrainingArguments, load_arguments
 from speech_image_retrieval.training.loop import Trainer
@@ -41,7 +42,14 @@ def margin_infonce(scores: Tensor, image_ids: Tensor, margin: float = _MARGIN) -
 class AllPairsObjective(CoarseToFineObjective):
     """0.1 coarse + 1.0 fine, both margin InfoNCE; there is no queue, no teacher and no mining to be had."""
 
-    def forward(self, batch: Batch, alpha: float = 0.0, momentum: bool = False, matching: bool = True) -> Losses:
+    def forward(
+        self,
+        batch: Batch,
+        alpha: float = 0.0,
+        momentum: bool = False,
+        matching: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> Losses:
         speech = self.model.get_speech_features(**batch.speech, pooled_only=not matching, return_dict=True)
         image = self.model.get_image_features(**batch.image, pooled_only=not matching, return_dict=True)
         with torch.autocast(speech.pooler_output.device.type, enabled=False):
@@ -64,6 +72,8 @@ class AllPairsObjective(CoarseToFineObjective):
 
 def build(arguments: TrainingArguments, model: SpeechImageRetrievalModel, train_rows: int) -> AllPairsObjective:
     """The objective; what the arguments say of queue, teacher and negatives must be off."""
+    if arguments.gradient_accumulation_steps > 1 or PartialState().num_processes > 1:
+        raise ArgumentError("margin InfoNCE takes a batch at once, in one process: set gradient_accumulation_steps=1")
     if arguments.queue_size or arguments.momentum is not None:
         raise ArgumentError("margin InfoNCE has no queue and no teacher: set queue_size=0 group_size=1 momentum=null")
     return AllPairsObjective(model)

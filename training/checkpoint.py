@@ -80,7 +80,7 @@ def _publish(partial: Path, final: Path) -> None:
             os.fsync(file.fileno())
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
-    for old in final.parent.glob(f"{_NAME}*"):
+    for old in (*final.parent.glob(f"{_NAME}*"), *final.parent.glob(f".partial-{_NAME}*")):
         if old != final:
             shutil.rmtree(old)
 

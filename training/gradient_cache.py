@@ -162,15 +162,17 @@ def _total(shares: Sequence[Losses]) -> Losses:
 def _without_graph(model: nn.Module) -> Iterator[None]:
     """The first of two equal passes: batch norms count the second alone."""
     norms = _batch_norms(model)
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
+    counted = [
+        [norm.running_mean.clone(), norm.running_var.clone(), norm.num_batches_tracked.clone()] for norm in norms
+    ]
     try:
         with torch.no_grad():
             yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for norm, (mean, variance, batches) in zip(norms, counted, strict=True):
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(variance)
+            norm.num_batches_tracked.copy_(batches)
 
 
 def _batch_norms(model: nn.Module) -> list[nn.Module]:

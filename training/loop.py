@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,9 @@ from .setup import (
 from .stopping import SigtermWatch, save_for_inspection
 from .streaming import StreamedCaptions
 
+# How long processes wait for one that fills a feature cache, evaluates or publishes.
+_PATIENCE = timedelta(days=2)
+
 
 class Trainer:
     """One training run, resumable at any checkpoint.
@@ -69,7 +73,9 @@ class Trainer:
         self.output_dir = Path(arguments.output_dir)
         self.console = Console(stderr=True)
         on_cpu = not torch.accelerator.is_available()  # unless told, accelerate takes processes on CPUs for one
-        self.precision = resolve_precision(arguments.mixed_precision, PartialState(cpu=on_cpu).device)
+        self.precision = resolve_precision(
+            arguments.mixed_precision, PartialState(cpu=on_cpu, timeout=_PATIENCE).device
+        )
         self.accelerator = Accelerator(cpu=on_cpu, mixed_precision=self.precision)
         self.console.quiet = not self.accelerator.is_main_process
         set_seed(arguments.seed)
@@ -114,7 +120,7 @@ class Trainer:
         """A split, with what frozen backbones make of its media if that is cached."""
         if not self.arguments.feature_cache:
             return self.corpus[split]
-        with self.accelerator.local_main_process_first():  # which fills it
+        with self.accelerator.main_process_first():  # which fills it
             return cached_rows(
                 model,
                 self.processor,
@@ -183,9 +189,11 @@ class Trainer:
             self._report(losses, norm, pairs / (time.perf_counter() - started))
             if self.step == self.total_steps:
                 break
+            if not len(self.order):
+                break  # what is due at the end of an epoch comes first
             if self.sigterm.received():
                 self._end_early()
-            if len(self.order) and self._checkpoint_due:
+            if self._checkpoint_due:
                 self._save()
         self.order = torch.empty(0, dtype=torch.long)
         self.epoch += 1
@@ -194,6 +202,8 @@ class Trainer:
             self.best = self._in_main_process(self._validate)
         if last or self._checkpoint_due or self.epoch % self.arguments.checkpoint_every_epochs == 0:
             self._save()
+        if not last and self.sigterm.received():
+            self._end_early()
 
     @property
     def _mined_queue(self) -> EmbeddingQueue | None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from accelerate import PartialState
@@ -36,7 +35,6 @@ def start(arguments: TrainingArguments, processes: int, config: Path) -> subproc
         env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
     )
 
 
@@ -115,9 +113,11 @@ def test_two_processes_that_were_killed_end_as_two_that_were_not(without_noise, 
     killed = start(arguments, 2, tmp_path / "run.yaml")
     while killed.poll() is None and latest_checkpoint(tmp_path / "run/checkpoints") is None:
         time.sleep(0.01)
-    time.sleep(random.uniform(0, 0.3))
-    os.killpg(killed.pid, signal.SIGKILL)
+    agent = psutil.Process(killed.pid)
+    for process in (agent, *agent.children(recursive=True)):  # which have sessions of their own
+        process.kill()
     killed.communicate()
+    assert latest_checkpoint(tmp_path / "run/checkpoints").name != f"checkpoint-{STEPS}"
     finish(start(arguments, 2, tmp_path / "run.yaml"))
     assert_same(tmp_path / "run", two_processes)
 

@@ -259,13 +259,14 @@ def test_a_gradient_that_is_not_finite_stops_the_run_says_what_to_do_and_keeps_t
     assert not kept["1.speech.input_values"].isnan().any()
 
 
+@pytest.mark.parametrize("step", [4, 5], ids=["amid an epoch", "in its last step"])
 def test_told_to_end_by_a_scheduler_it_leaves_a_checkpoint_and_goes_on_from_it(
-    make_arguments, whole_run, tmp_path, monkeypatch, capsys
+    step, make_arguments, whole_run, tmp_path, monkeypatch, capsys
 ):
     original = Trainer._optimize
 
     def told(self, micro_batches):
-        if self.step == 4:
+        if self.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, micro_batches)
 
@@ -275,8 +276,8 @@ def test_told_to_end_by_a_scheduler_it_leaves_a_checkpoint_and_goes_on_from_it(
         with pytest.raises(SystemExit) as ended:
             Trainer(make_arguments(tmp_path)).run()
     assert ended.value.code == 0
-    assert "Ended by SIGTERM at step 5 of 9" in capsys.readouterr().err
-    assert latest_checkpoint(tmp_path / "checkpoints").name == "checkpoint-5"
+    assert f"Ended by SIGTERM at step {step + 1} of 9" in capsys.readouterr().err
+    assert latest_checkpoint(tmp_path / "checkpoints").name == f"checkpoint-{step + 1}"
     assert signal.getsignal(signal.SIGTERM) == before
     Trainer(make_arguments(tmp_path)).run()
     _assert_same_run(tmp_path, whole_run)
