@@ -8,6 +8,7 @@ import signal
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from filelock import FileLock, Timeout
 
 _PREFIX = "sir-app-"
 _LOCK = "lock"
+_SECONDS_TO_LOCK = 60
 
 
 @contextmanager
@@ -36,13 +38,18 @@ def _delete_left_behind() -> None:
     """Delete the folders of killed processes. Who lives holds the lock in theirs: a process id would tell nothing of
     another container."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        if not _is_own_folder(folder) or not (folder / _LOCK).is_file():
+        if not _is_own_folder(folder) or not (folder / _LOCK).is_file() or _is_new(folder):
             continue
         try:
             with FileLock(folder / _LOCK, blocking=False):
                 shutil.rmtree(folder, ignore_errors=True)
         except (Timeout, OSError):
             continue
+
+
+def _is_new(folder: Path) -> bool:
+    """Whether its owner may be about to take the lock."""
+    return time.time() - folder.lstat().st_mtime < _SECONDS_TO_LOCK
 
 
 def _is_own_folder(path: Path) -> bool:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from .media import MediaError, is_silent, load_image
 
+_SHORTEST_SECONDS = 0.05
 _UNKNOWN_FRAMES = 2**62  # a FLAC that was written to a pipe does not say how long it is
 _RECORDING_FORMATS = frozenset(("AIFF", "AU", "CAF", "FLAC", "MP3", "OGG", "RF64", "W64", "WAV", "WAVEX"))
 _PICTURE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
@@ -57,6 +58,8 @@ def read_recording(upload: Path | bytes, limits: UploadLimits) -> dict[str, Any]
         raise UploadRefused("This file cannot be read as a recording. Send WAV, FLAC, MP3, Ogg or Opus.") from None
     if not np.isfinite(samples).all():
         raise UploadRefused("This recording is damaged: it has samples that are no numbers.")
+    if len(samples) < _SHORTEST_SECONDS * rate:
+        raise UploadRefused("This recording is too short to say anything: it lasts less than a twentieth of a second.")
     if is_silent(samples):
         raise UploadRefused("There is no sound in this recording. Is the right microphone chosen, and is it on?")
     return {"array": samples, "sampling_rate": rate}

@@ -54,6 +54,9 @@ def test_what_nohup_started_goes_on_when_its_terminal_is_closed(temporary: Path)
 def test_a_killed_process_is_cleaned_up_after(temporary: Path):
     signalled(signal.SIGKILL, temporary)
     (left,) = temporary.iterdir()
+    with temporary_folder() as folder:  # so soon its owner may be about to take the lock
+        assert sorted(temporary.iterdir()) == sorted([left, folder.parent])
+    os.utime(left, (0, 0))
     with temporary_folder() as folder:
         assert list(temporary.iterdir()) == [folder.parent] and left != folder.parent
 
@@ -68,6 +71,8 @@ def test_nothing_but_what_was_left_behind_is_deleted(temporary: Path, monkeypatc
     (temporary / "sir-app-link").symlink_to(elsewhere)
     (temporary / "sir-app-file").touch()
     before = sorted(temporary.iterdir())
+    for path in (elsewhere, living, unknown):
+        os.utime(path, (0, 0))
     with FileLock(living / "lock"), temporary_folder() as folder:
         assert sorted(temporary.iterdir()) == sorted([*before, folder.parent])
     monkeypatch.setattr(os, "getuid", lambda: -1)  # all of them are another user's

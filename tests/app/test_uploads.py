@@ -87,6 +87,7 @@ def test_empty_silent_and_damaged_recordings_are_refused():
     assert refused(read_recording, recording(0)) == "This recording is empty."
     for silence in (long_silence(1), recording(1, loudness=1e-4)):
         assert "There is no sound" in refused(read_recording, silence)
+    assert "too short" in refused(read_recording, recording(0.04))
     stream = io.BytesIO()
     soundfile.write(stream, np.full(100, np.nan, np.float32), RATE, format="WAV", subtype="FLOAT")
     assert "no numbers" in refused(read_recording, stream.getvalue())
