@@ -138,7 +138,7 @@ def test_build_hands_the_options_to_the_corpus(tmp_path: Path, monkeypatch):
         ((str(tmp_path), out), {"languages": ["en", "de"], "seed": 0, "skip_missing": True, "num_proc": None}),
     ]
     made_here = {name for name, options in CORPUS_OPTIONS.items() if "--embed" not in options}
-    assert made_here == {"spoken_shapes", "spoken_emoji", "tuxpaint"}
+    assert made_here == {"spoken_shapes", "spoken_shapes_combinations", "spoken_emoji", "tuxpaint"}
 
 
 def test_build_shows_what_the_corpus_refuses(tmp_path: Path):
