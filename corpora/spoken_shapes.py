@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from random import Random
 
@@ -11,7 +11,6 @@ from datasets import DatasetDict
 
 from .scenes import Scene, all_scenes, describe, draw, png
 from .schema import (
-    SPLITS,
     CorpusError,
     SpokenCaption,
     building_folder,
@@ -42,27 +41,32 @@ def build_spoken_shapes(
         CorpusError: sizes that cannot be had, `out` holds something else, or espeak-ng is not installed.
     """
     sizes = {"train": train_scenes, "validation": validation_scenes, "test": test_scenes}
-    captions = {"train": captions_per_scene, "validation": 1, "test": 1}
     if not 1 <= captions_per_scene <= len(SPEAKERS["train"]):
         raise CorpusError(
             f"captions_per_scene is {captions_per_scene}; it can be 1 to {len(SPEAKERS['train'])}, one a speaker."
         )
-    scenes = split_scenes(sizes, seed)
+    return save_scenes(split_scenes(sizes, seed), out, captions_per_scene, seed, num_proc)
+
+
+def save_scenes(
+    scenes: Mapping[str, list[Scene]], out: str | Path, train_captions: int, seed: int, num_proc: int | None
+) -> DatasetDict:
+    """Draw and speak the scenes of each split, those of `train` several times, and save them as a corpus."""
     check_replaceable(out)
     require_espeak()
     with building_folder(out) as folder:
         splits = {
             name: split_from_rows(
-                spoken_captions,
-                num_proc=min(num_proc or os.cpu_count() or 1, sizes[name]),
+                _spoken_captions,
+                num_proc=min(num_proc or os.cpu_count() or 1, len(of_split)),
                 cache_dir=folder,
                 split_name=name,
-                scenes=scenes[name],
-                speakers=SPEAKERS[name],
-                captions=captions[name],
+                scenes=of_split,
+                speakers=SPEAKERS[name.partition("_")[0]],
+                captions=train_captions if name == "train" else 1,
                 seed=seed,
             )
-            for name in SPLITS
+            for name, of_split in scenes.items()
         }
         return save_corpus(splits, out)
 
@@ -89,10 +93,9 @@ def _every_word_first(scenes: list[Scene]) -> list[Scene]:
     return first + rest
 
 
-def spoken_captions(
+def _spoken_captions(
     scenes: list[Scene], speakers: tuple[Voice, ...], captions: int, seed: int
 ) -> Iterator[SpokenCaption]:
-    """The rows of some scenes, `captions` of each, drawn, described and spoken."""
     for scene in scenes:
         # A generator for each scene: nothing depends on how the scenes are shared out between processes.
         rng = Random(f"{seed}/{scene.name}")

@@ -5,7 +5,6 @@ Measures whether colours, shapes and relations that are known apart are understo
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,9 +13,7 @@ from random import Random
 from datasets import DatasetDict
 
 from .scenes import COLOURS, RELATIONS, SHAPES, Figure, Scene, all_scenes
-from .schema import building_folder, check_replaceable, save_corpus, split_from_rows
-from .spoken_shapes import spoken_captions
-from .synthesis import SPEAKERS, require_espeak
+from .spoken_shapes import save_scenes
 
 EVALUATED = 500
 
@@ -64,23 +61,7 @@ def build_spoken_shapes_combinations(out: str | Path, *, seed: int = 0, num_proc
     Raises:
         CorpusError: `out` holds something else, or espeak-ng is not installed.
     """
-    check_replaceable(out)
-    require_espeak()
-    with building_folder(out) as folder:
-        splits = {
-            name: split_from_rows(
-                spoken_captions,
-                num_proc=num_proc or os.cpu_count() or 1,
-                cache_dir=folder,
-                split_name=name,
-                scenes=scenes,
-                speakers=SPEAKERS[name.partition("_")[0]],
-                captions=2 if name == "train" else 1,
-                seed=seed,
-            )
-            for name, scenes in split_combinations(seed).items()
-        }
-        return save_corpus(splits, out)
+    return save_scenes(split_combinations(seed), out, 2, seed, num_proc)
 
 
 def split_combinations(seed: int) -> dict[str, list[Scene]]:
