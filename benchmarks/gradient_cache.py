@@ -15,7 +15,6 @@ import time
 
 MICRO_BATCH = 64
 _STEPS = 2
-_AT_ONCE = "--at-once"
 
 
 def main() -> None:
@@ -26,35 +25,32 @@ def main() -> None:
     parser.add_argument(
         "--batch", type=int, action="append", help=f"multiples of {MICRO_BATCH}; 64 and 1024 by default"
     )
-    parser.add_argument(_AT_ONCE, type=int, action="append", default=[], help="sizes also without gradient cache")
-    parser.add_argument("--measure", nargs=2, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args()
     if options.measure:
-        _measure(options.config, options.overrides, *options.measure)
+        _measure(options.config, options.overrides, options.measure)
         return
-    sizes = [(size, MICRO_BATCH) for size in options.batch or [64, 1024]]
-    sizes += [(size, size) for size in options.at_once]
     first: list[float] = []
-    for batch, micro_batch in sizes:
+    for batch in options.batch or [64, 1024]:
         command = [sys.executable, "-m", "benchmarks.gradient_cache", options.config, *options.overrides]
         printed = subprocess.run(
-            [*command, "--measure", str(batch), str(micro_batch)], check=True, stdout=subprocess.PIPE, text=True
+            [*command, "--measure", str(batch)], check=True, stdout=subprocess.PIPE, text=True
         ).stdout
         before, peak, seconds = (float(value) for value in printed.split()[-3:])
         first = first or [peak, peak - before]
         print(
-            f"{batch:5d} pairs in micro-batches of {micro_batch}: peak {peak:,.0f} MB, {peak / first[0]:.2f} times "
+            f"{batch:5d} pairs: peak {peak:,.0f} MB, {peak / first[0]:.2f} times "
             f"the first; without the {before:,.0f} MB before the first step {(peak - before) / first[1]:.2f} times; "
             f"{batch / seconds:.0f} pairs a second",
             flush=True,
         )
 
 
-def _measure(config: str, overrides: list[str], batch: int, micro_batch: int) -> None:
+def _measure(config: str, overrides: list[str], batch: int) -> None:
     from speech_image_retrieval.training.arguments import load_arguments
     from speech_image_retrieval.training.loop import Trainer
 
-    changes = [f"batch_size={micro_batch}", f"gradient_accumulation_steps={batch // micro_batch}"]
+    changes = [f"batch_size={MICRO_BATCH}", f"gradient_accumulation_steps={batch // MICRO_BATCH}"]
     changes += ["matching_start_step=0", "group_start_step=1000000", "output_dir=outputs/gradient_cache"]
     trainer = Trainer(load_arguments(config, [*overrides, *changes]))
     order = trainer.batches.compose(epoch=0, queue=None)

@@ -92,7 +92,7 @@ class Trainer:
         self.objective = objective(arguments, model, len(self.examples)).to(self.accelerator.device)
         self.optimizers = build_optimizers(arguments, model)
         self.batches = EpochBatches(arguments, self.examples, Collator(self.processor.time_axis))
-        self.model = RunModel(arguments, self.processor, self.corpus, self.console, publish)
+        self.run_model = RunModel(arguments, self.processor, self.corpus, self.console, publish)
         set_seed(arguments.seed, device_specific=True)
         planned = arguments.num_epochs * self.batches.per_epoch
         self.total_steps = min(planned, arguments.max_steps or planned)
@@ -149,7 +149,7 @@ class Trainer:
                 self._train_epoch()
         if self.accelerator.is_main_process:
             self.log.close()
-        return self._in_main_process(lambda: self.model.finish(self.accelerator.device, self._matching_trained))
+        return self._in_main_process(lambda: self.run_model.finish(self.accelerator.device, self._matching_trained))
 
     def _in_main_process(self, work: Callable[[], Any]) -> Any:
         """What `work` returns, done by one process while the others wait."""
@@ -298,7 +298,7 @@ class Trainer:
 
     def _validate(self) -> Score:
         """Measure recall on the validation split; the best model so far is exported. Returns the best's score."""
-        report, score = self.model.validate(self.objective.model, self.validation, self._matching_trained)
+        report, score = self.run_model.validate(self.objective.model, self.validation, self._matching_trained)
         values = {
             f"validation/{direction.replace('_', ' ')}, {stage}": report[direction][stage]["R@1"]
             for direction in ("speech_to_image", "image_to_speech")
@@ -309,7 +309,7 @@ class Trainer:
         self.console.print(f"step {self.step}, epoch {self.epoch}: validation mean R@1 {means}")
         if self.best is not None and score < tuple(self.best):
             return self.best
-        self.model.export(self.objective.model, report, self._record())
+        self.run_model.export(self.objective.model, report, self._record())
         return score
 
     def _record(self) -> dict[str, Any]:
@@ -336,7 +336,7 @@ class Trainer:
         self.saved += 1
         due = self.saved % (self.arguments.push_every_checkpoints or math.inf) == 0
         if due and self.best is not None and self.step < self.total_steps:
-            self._in_main_process(lambda: self.model.publish_so_far(self.step))
+            self._in_main_process(lambda: self.run_model.publish_so_far(self.step))
 
 
 __all__ = ["Trainer"]

@@ -389,8 +389,8 @@ def test_validation_and_test_are_never_augmented(make_arguments, tmp_path, monke
     with pytest.raises(RuntimeError, match="augmented"):
         trainer.examples[0]
     for split, rows in (("validation", trainer.validation), ("test", trainer.corpus["test"])):
-        report = trainer.model._evaluate(trainer.objective.model, split, rows, 2)
-        assert report == plain.model._evaluate(plain.objective.model, split, rows, 2)
+        report = trainer.run_model._evaluate(trainer.objective.model, split, rows, 2)
+        assert report == plain.run_model._evaluate(plain.objective.model, split, rows, 2)
 
 
 @pytest.mark.parametrize(("side", "other", "needs"), [("speech", "image", "waveforms"), ("image", "speech", "pixels")])

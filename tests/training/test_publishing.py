@@ -55,7 +55,7 @@ def test_the_time_of_an_interrupted_run_adds_up(make_arguments, tmp_path: Path, 
     arguments = make_arguments(tmp_path)
     trainer = Trainer(arguments)
     trainer.started -= 7200  # as if the first session had taken two hours
-    monkeypatch.setattr(trainer.model, "finish", lambda *_: {})
+    monkeypatch.setattr(trainer.run_model, "finish", lambda *_: {})
     trainer.run()
     resumed = Trainer(arguments)
     resumed._resume()
