@@ -102,9 +102,14 @@ def load_split(corpus: str, split: str) -> Dataset:
 def _corpus_folder(corpus: str) -> Path:
     if Path(corpus).is_dir():
         return Path(corpus)
-    if Path(corpus).name != corpus:
-        raise ValueError(f"There is no folder {corpus}.")
-    check_corpus_name(corpus)
+    if Path(corpus).exists():
+        raise ValueError(f"{corpus} is a file; give a folder.")
+    if corpus not in CORPUS_OPTIONS:
+        nearest = get_close_matches(corpus, CORPUS_OPTIONS, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else "."
+        raise ValueError(
+            f"There is no folder {corpus}, and no corpus of that name{hint} Corpora: {', '.join(CORPUS_OPTIONS)}."
+        )
     folder = Path("outputs", corpus, "corpus")
     if not folder.is_dir():
         raise ValueError(f"{corpus} is not built yet. Build it: sir corpus build {corpus} --out {folder}")

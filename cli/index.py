@@ -67,7 +67,11 @@ def index(
         raise ValueError(f"{items.name} holds nothing to index.")
     from ..retrieval.ann import ROWS_NEEDED
     from ..retrieval.index import SpeechImageIndex
+    from ..retrieval.sources import PLURAL
 
+    if left_out := items.left_out():
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in left_out.most_common())
+        _warn(f"Left out, for they are no {PLURAL[items.modality]} that can be read: {counts}")
     loaded, processor = load_model(model)
     built = SpeechImageIndex.create(out, loaded, processor, items.modality, keep_states=states)
     try:

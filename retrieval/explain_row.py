@@ -20,6 +20,8 @@ def explain_row(
     """See :meth:`.index.SpeechImageIndex.explain`."""
     row = _row(table, item_id)
     medium, words = _medium(row), row["text"] or row["name"]
+    if medium is row["preview"]:
+        words += " (from its preview, so scores may differ a little)"
     name = Path(query).name if isinstance(query, str | Path) else ""
     if info.modality == "image":
         return explain_pair(model, processor, query, medium, title=name, caption=words)

@@ -219,6 +219,8 @@ class SpeechImageIndex:
             IndexProblem: the index is damaged, or states are needed that can be neither read nor recomputed.
             ValueError: no query, one that cannot be read, or an option out of range.
         """
+        if isinstance(queries, str | bytes | Path | Mapping):
+            raise ValueError("search takes a list of queries: search([query])")
         check_options(top_k, rerank_top_k, score_rule)
         model, processor = self._needed_model()
         if where is not None:

@@ -64,9 +64,13 @@ class Source(Protocol):
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Item]: ...
 
+    def left_out(self) -> Counter[str]:
+        """How many files of other types lie among the items, by suffix."""
+
 
 class FolderSource:
-    """All pictures, or all recordings, under a folder. Links to folders are not followed.
+    """All pictures, or all recordings, under a folder. Links to folders are not followed, and what is hidden (its name
+    begins with a dot) is left alone.
 
     Raises:
         ValueError: there is no such folder, or its name is not UTF-8. Also when it is counted or read and holds no
@@ -102,6 +106,10 @@ class FolderSource:
             name = path.relative_to(self.folder).as_posix()
             yield Item(str(path), self.name, name, path, fingerprint, size, str(path))
 
+    def left_out(self) -> Counter[str]:
+        suffixes = Counter(path.suffix.lower() or "without suffix" for path in _files(self.folder))
+        return Counter({suffix: suffixes[suffix] for suffix in suffixes if suffix not in SUFFIXES[self.modality]})
+
     def _files(self, modality: Modality) -> Iterator[Path]:
         return (path for path in _files(self.folder) if path.suffix.lower() in SUFFIXES[modality])
 
@@ -130,8 +138,8 @@ def modality_of(folder: Path) -> Modality:
 
 def _files(tree: Path) -> Iterator[Path]:
     for folder, subfolders, files in os.walk(tree, onerror=_raise):
-        subfolders.sort()
-        yield from (Path(folder, name) for name in sorted(files))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
 
 
 def _raise(error: OSError) -> None:
@@ -166,6 +174,9 @@ class CorpusSource:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def left_out(self) -> Counter[str]:
+        return Counter()
 
     def __iter__(self) -> Iterator[Item]:
         for start in range(0, len(self._rows), _ROWS_AT_A_TIME):

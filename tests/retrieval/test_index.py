@@ -386,6 +386,11 @@ def test_samples_alone_are_no_query(index):
         index.search([np.ones(8_000, np.float32)])
 
 
+def test_a_single_query_is_not_taken_for_a_list_of_letters(index):
+    with pytest.raises(ValueError, match=r"a list of queries: search\(\[query\]\)"):
+        index.search("query.wav")
+
+
 def test_a_folder_whose_name_is_not_utf8_is_refused(tmp_path: Path):
     folder = picture_folder(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")), 1)
     with pytest.raises(ValueError, match=r"The name of the folder .*udcff is not valid UTF-8"):

@@ -87,6 +87,26 @@ def test_what_a_folder_holds_decides_what_is_indexed(model: Path, pictures: Path
     assert SpeechImageIndex.open(out).info.modality == "image"
 
 
+def test_hidden_files_are_left_alone_and_other_types_are_counted(model: Path, tmp_path: Path):
+    folder = tmp_path / "phone"
+    write_picture(folder / "a.png", seed=0)
+    for hidden in (".hidden.png", ".thumbnails/t.png"):
+        write_picture(folder / hidden, seed=1)
+    for other in ("x.HEIC", "y.heic", "z.m4a", "._a.png"):
+        (folder / other).write_bytes(b"bytes")
+    said = done("index", model, folder, "--out", tmp_path / "index")
+    assert "no pictures that can be read: 2 .heic, 1 .m4a" in said and "1 rows (1 added" in said
+
+
+def test_a_folder_that_is_not_there_is_called_one(model: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("my_pictures", "my_pictures/"):
+        said = refused("index", model, name, "--out", "index")
+        assert "There is no folder my_pictures" in said and "did you mean" not in said
+    write_picture(tmp_path / "a.png", seed=0)
+    assert "a.png is a file; give a folder" in refused("index", model, "a.png", "--out", "index")
+
+
 def test_search_by_speech(index: Path, query: Path, tmp_path: Path):
     outputs = ["--json", tmp_path / "found.json", "--sheet", tmp_path / "found.png"]
     said = done("search", index, query, "--top-k", 3, "--rerank-top-k", 5, *outputs)
