@@ -8,7 +8,8 @@ import pytest
 from speech_image_retrieval.retrieval.index import SpeechImageIndex
 
 from ..retrieval.tiny_gallery import save_tiny
-from .served_page import MAX_MEGABYTES, NOTE, build_index, served
+from .hostile_files import recording
+from .served_page import MAX_MEGABYTES, NOTE, Visitor, build_index, served
 
 
 class Page(NamedTuple):
@@ -30,5 +31,6 @@ def page(tmp_path_factory) -> Iterator[Page]:
     temporary = tmp_path_factory.mktemp("temporary")
     with served(folder / "index", folder / "speech", *options, temporary=temporary) as address:
         yield Page(address, folder, pictures, recordings)
+        Visitor(address, "leaves a file").upload("left.wav", recording(0.3))
         assert list(temporary.glob("sir-app-*/files/*/*"))
     assert not list(temporary.glob("sir-app-*")), "uploads outlive the page"
