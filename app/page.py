@@ -61,7 +61,8 @@ def build_page(answerings: Sequence[Answering], uploads: UploadFolder, note: str
         note: what visitors should know, shown below the title.
         uploads: where Gradio writes uploaded files; no other file is read.
     """
-    title = _SENTENCES[answerings[0].gallery][0]
+    titles = {_SENTENCES[answering.gallery][0] for answering in answerings}
+    title = titles.pop() if len(titles) == 1 else "Search pictures by voice, and voices by picture"
     with gr.Blocks(title=title, analytics_enabled=False) as page:
         shown_note = f'<p class="note">{escape(note)}</p>' if note else ""
         _html(f'<h1>{title}</h1>{shown_note}<p class="model">Model {escape(answerings[0].model)}</p>')

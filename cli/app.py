@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -44,7 +44,8 @@ RerankOption = Annotated[
 
 
 ScoreRuleOption = Annotated[
-    str, typer.Option(help="What orders the re-ranked: sim, the matching score; sim+sic, plus similarity.")
+    Literal["sim", "sim+sic"],
+    typer.Option(help="What orders the re-ranked: sim, the matching score; sim+sic, plus similarity."),
 ]
 
 
@@ -122,3 +123,15 @@ def check_picture_name(option: str, out: Path | None) -> None:
 def write_json(content: dict[str, Any], out: Path) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    typer.echo(f"Written to {out}")
+
+
+def check_is_file(query: Path) -> None:
+    if query.is_dir():
+        raise ValueError(f"{query} is a folder. Queries are files.")
+    if not query.is_file():
+        raise ValueError(f"There is no file {query}.")
+
+
+def warn(message: str) -> None:
+    typer.secho(message, fg=typer.colors.YELLOW, err=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..retrieval.index_place import refuse_not_utf8
-from .app import BatchSizeOption, ModelArgument, app, load_model
+from .app import BatchSizeOption, ModelArgument, app, load_model, warn
 from .corpus import load_split
 from .search_index import require_lancedb
 
@@ -71,7 +71,7 @@ def index(
 
     if left_out := items.left_out():
         counts = ", ".join(f"{count} {suffix}" for suffix, count in left_out.most_common())
-        _warn(f"Left out, for they are no {PLURAL[items.modality]} that can be read: {counts}")
+        warn(f"Left out, for they are no {PLURAL[items.modality]} that can be read: {counts}")
     loaded, processor = load_model(model)
     built = SpeechImageIndex.create(out, loaded, processor, items.modality, keep_states=states)
     try:
@@ -84,12 +84,13 @@ def index(
     for held in built.sources():
         if held.is_there is False:
             command = f"sir sources {quote(out)} --remove {quote(held.name)}"
-            _warn(f"{held.name}, of which {out} holds {held.rows} rows, is gone: {command}")
+            warn(f"{held.name}, of which {out} holds {held.rows} rows, is gone: {command}")
     if not report.added + report.changed + report.unchanged:
         raise ValueError(f"Nothing of {source} could be indexed.")
     if ann and len(built) < ROWS_NEEDED:
         typer.echo(f"No approximate index: it needs {ROWS_NEEDED} rows, and fewer are searched exactly as fast.")
     elif ann:
+        typer.echo(f"Building the approximate index of {len(built)} rows")
         built.build_ann()
 
 
@@ -99,6 +100,7 @@ def _ending_at_the_second_interrupt() -> Iterator[None]:
 
     def interrupt(*_: object) -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+        typer.echo("Stopping: what is encoded is written first. Ctrl-C again ends at once.", err=True)
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, interrupt)
@@ -121,16 +123,12 @@ def _source(source: str, split: str, modality: Modality | None) -> Source:
 
 def _print_report(report: UpdateReport, out: str, rows: int) -> None:
     for item in report.unreadable[:_UNREADABLE_SHOWN]:
-        _warn(f"Not indexed: {item.reason if item.id in item.reason else f'{item.id}: {item.reason}'}")
+        warn(f"Not indexed: {item.reason if item.id in item.reason else f'{item.id}: {item.reason}'}")
     if len(report.unreadable) > _UNREADABLE_SHOWN:
-        _warn(f"... and {len(report.unreadable) - _UNREADABLE_SHOWN} more")
+        warn(f"... and {len(report.unreadable) - _UNREADABLE_SHOWN} more")
     encoded = report.added + report.changed
     typer.echo(
         f"{out}: {rows} rows ({report.added} added, {report.changed} changed, {report.unchanged} unchanged, "
         f"{report.deleted} deleted, {len(report.unreadable)} unreadable) in {report.seconds:.1f} s, "
         f"{encoded / max(report.seconds, 1e-9):.1f} a second"
     )
-
-
-def _warn(message: str) -> None:
-    typer.secho(message, fg=typer.colors.YELLOW, err=True)

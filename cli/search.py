@@ -10,9 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from ..processing.media import PICTURE_SUFFIXES
+from ..processing.media import PICTURE_SUFFIXES, load_image
 from ..retrieval.index_place import is_index
-from .app import BatchSizeOption, RerankOption, ScoreRuleOption, app, check_picture_name, load_model, write_json
+from ..retrieval.sources import FolderSource, Item
+from .app import (
+    BatchSizeOption,
+    RerankOption,
+    ScoreRuleOption,
+    app,
+    check_is_file,
+    check_picture_name,
+    load_model,
+    warn,
+    write_json,
+)
 from .corpus import load_split
 from .explain import ExplainOption, save_explanations
 from .microphone import MAX_SECONDS, record_speech
@@ -50,7 +61,11 @@ def search(
     score_rule: ScoreRuleOption = "sim",
     batch_size: BatchSizeOption = 64,
     where: Annotated[
-        str | None, typer.Option(help="Only rows of an index that this SQL filter selects, like \"language = 'en'\".")
+        str | None,
+        typer.Option(
+            help="Only rows of an index that this SQL filter selects, like \"language = 'en'\". Columns: "
+            "id, name, source, path, text, speaker, language."
+        ),
     ] = None,
     model_of_index: Annotated[
         str | None, typer.Option("--model", metavar="MODEL", help="Where the model of an index is now.")
@@ -161,11 +176,22 @@ class _Query(NamedTuple):
 def _folder_gallery(folder: Path) -> _Gallery:
     if not folder.is_dir():
         raise ValueError(f"There is no folder {folder}.")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
-    if not paths:
-        raise ValueError(f"{folder} is no corpus and holds no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}).")
-    names = [path.relative_to(folder).as_posix() for path in paths]
-    return _Gallery(paths, names, names)
+    source = FolderSource(folder, "image")
+    len(source)  # refuses a folder without pictures
+    items = [item for item in source if _is_readable(item)]
+    if not items:
+        raise ValueError(f"None of the pictures in {folder} can be read.")
+    names = [item.name for item in items]
+    return _Gallery([item.medium for item in items], names, names)
+
+
+def _is_readable(picture: Item) -> bool:
+    try:
+        load_image(picture.medium)
+    except (ValueError, OSError) as error:
+        warn(f"Left out: {error}")
+        return False
+    return True
 
 
 def _corpus_gallery(rows: Dataset) -> _Gallery:
@@ -181,8 +207,7 @@ def _corpus_gallery(rows: Dataset) -> _Gallery:
 
 
 def _recording_query(path: Path) -> _Query:
-    if not path.is_file():
-        raise ValueError(f"There is no recording {path}.")
+    check_is_file(path)
     if path.suffix.lower() in PICTURE_SUFFIXES:
         raise ValueError(
             f"{path} is a picture; queries are recordings. How well pictures find their descriptions, `sir evaluate` "
@@ -272,7 +297,7 @@ def _draw_sheet(
     sampling_rate: int,
     out: Path,
 ) -> None:
-    from ..processing.media import load_image, load_speech
+    from ..processing.media import load_speech
     from ..retrieval.contact_sheet import SheetQuery, SheetResult, draw_contact_sheet
 
     def row(query: _Query, results: Sequence[SearchResult]) -> SheetQuery:

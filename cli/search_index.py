@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .app import load_model, write_json
+from .app import check_is_file, load_model, write_json
 from .explain import save_explanations
 from .microphone import record_speech
 
@@ -70,8 +70,7 @@ def search_index(
     if mic and asked != "speech":
         raise ValueError(f"{uri} holds recordings, which are found by pictures: --mic is for pictures.")
     for path in files:
-        if not path.is_file():
-            raise ValueError(f"There is no file {path}.")
+        check_is_file(path)
         if path.suffix.lower() in SUFFIXES[info.modality]:
             raise ValueError(
                 f"{path} is one of {PLURAL[info.modality]}, and so is what {uri} holds. Search it by {PLURAL[asked]}."

@@ -144,7 +144,9 @@ def _heading(explanation: Explanation, layout: Layout) -> list[_Line]:
     lines = [_Line(line, large, INK, 36) for line in wrap(explanation.title or "A recording", large, layout.inner, 2)]
     if explanation.caption not in ("", explanation.title):
         lines += [_Line(line, small, FADED, LINE) for line in wrap(explanation.caption, small, layout.inner, 2)]
-    return [*lines, _Line(scores, small, INK, LINE)]
+    lines += [_Line(scores, small, INK, LINE)]
+    legend = "Red: what counts most for the match, in the picture and in the speech"
+    return lines + [_Line(line, small, FADED, LINE) for line in wrap(legend, small, layout.inner, 2)]
 
 
 def _note(explanation: Explanation, layout: Layout) -> list[_Line]:

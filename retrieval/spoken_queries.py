@@ -29,7 +29,7 @@ def read_spoken_queries(queries: Sequence[Any], names: Sequence[str] | None, rat
         except ValueError as error:
             raise ValueError(str(error) if _names_itself(query, error) else f"{name}: {error}") from error
         if is_silent(samples):
-            raise ValueError(f"{name}: there is no sound in this recording.")
+            raise ValueError(f"{name}: there is no sound in this recording, or it is too quiet to be heard.")
         read.append({"array": samples, "sampling_rate": rate})
     return read
 

@@ -113,6 +113,8 @@ class Update:
                     if full or time.monotonic() - written > _SECONDS_PER_WRITE:
                         self._write(pending)
                         pending, written = [], time.monotonic()
+                        if progress and not bar.console.is_terminal:  # there the bar shows at the end only
+                            bar.console.print(f"{bar.tasks[task].completed:.0f} of {total or 'unknown'} done")
                 self._write(pending)
             except KeyboardInterrupt:
                 self._write(pending)

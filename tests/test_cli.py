@@ -256,7 +256,6 @@ def test_evaluate_in_one_language_by_the_name_of_a_built_corpus(model: Path, tmp
     [
         (["--split", "dev"], "Splits: train, validation, test"),
         (["--language", "fr"], "Languages: de, en"),
-        (["--score-rule", "best"], "score_rule must be"),
         (["--corpus", "tuxpant"], "did you mean tuxpaint?"),
         (["--corpus", "tuxpaint"], "sir corpus build tuxpaint --out"),
         (["--corpus", "no/such/folder"], "There is no folder no/such/folder"),
@@ -363,9 +362,20 @@ def test_search_refuses(model: Path, corpus: Path, spoken_query: Path, tmp_path:
     assert "--caption needs a corpus" in refused("search", model, empty, "--caption", "random")
     assert "none.wav" in refused("search", model, empty, empty / "none.wav")
     assert "a.png is a picture; queries are recordings" in refused("search", model, empty, empty / "a.png")
-    assert "score_rule must be" in refused("search", model, empty, spoken_query, "--score-rule", "best")
+    assert "is a folder. Queries are files." in refused("search", model, empty, empty)
+    wrong = sir("search", model, empty, spoken_query, "--score-rule", "best")
+    assert wrong.exit_code == 2 and "Invalid value for '--score-rule'" in wrong.stderr
     silent = empty / "silent.wav"
     soundfile.write(silent, np.zeros(RATE), RATE)
-    assert refused("search", model, empty, silent) == f"{silent}: there is no sound in this recording.\n"
-    (empty / "b.png").write_bytes(b"no picture")
-    assert "b.png" in refused("search", model, empty, spoken_query)
+    assert refused("search", model, empty, silent).startswith(f"{silent}: there is no sound in this recording")
+
+
+def test_pictures_that_cannot_be_read_are_named_and_left_out(model: Path, spoken_query: Path, tmp_path: Path):
+    broken = tmp_path / "b.png"
+    broken.write_bytes(b"no picture")
+    assert "None of the pictures" in refused("search", model, tmp_path, spoken_query)
+    for name in ("a.png", ".hidden.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    result = sir("search", model, tmp_path, spoken_query)
+    assert f"Left out: The picture {broken} cannot be decoded" in result.stderr and result.exit_code == 0
+    assert "a.png" in result.stdout and "b.png" not in result.stdout and "hidden" not in result.stdout

@@ -33,7 +33,6 @@ def test_two_models_on_one_page_are_refused(index: Path, tmp_path: Path):
 
 def test_what_cannot_be_served_is_refused(index: Path, tmp_path: Path):
     assert "holds no index" in refused(tmp_path)
-    assert "score_rule must be" in refused(index, "--score-rule", "best")
     other = save_tiny(tmp_path / "model", seed=1)
     assert "was made with the model" in refused(index, "--model", other, "--port", free_port())
 

@@ -202,6 +202,7 @@ def test_what_is_encoded_is_written_when_indexing_is_interrupted(
         result = sir("index", model, pictures, *command)
     kept = 3 if interrupted_at == "encode" else 9
     assert result.exit_code == 130, result.output
+    assert "Stopping: what is encoded is written first." in result.stderr
     assert f"keeps {kept} rows; the same command goes on from there" in result.stderr
     if interrupted_at == "write":
         assert calls[1] is signal.SIG_DFL, "a second Ctrl-C ends at once"
