@@ -4,7 +4,7 @@ The losses are those of the whole batch, as if it had been encoded at once: ever
 hard negatives come from anywhere in it. The encoders run without a graph first; from the losses the gradients of their
 outputs are known, and with these the encoders run again, one micro-batch at a time (gradient caching, Gao et al. 2021,
 arXiv 2101.06983). So the activations of one micro-batch are alive at a time, and the outputs of all. The multimodal
-encoder's pairs, too, are taken for the rows of one micro-batch at a time.
+encoder's pairs, too, are taken for so few rows at a time that those and their negatives number a micro-batch.
 
 Every process computes the share of its own rows in the losses; gradients are sums over the processes.
 """
@@ -56,7 +56,9 @@ def backward(
     negatives = objective.negatives(whole, generator) if objective.matches(matching) else None
 
     shares, losses = _own_rows(micro_batches), []
-    for rows in shares:
+    # A row brings its negatives along, which may be of any micro-batch.
+    divisions = 1 if at_once or negatives is None else 1 + objective.hard_negatives
+    for rows in (part for share in shares for part in _divided(share, divisions)):
         with autocast():
             share = objective.losses(whole, alpha, negatives, rows)
         share.total.backward()
@@ -81,6 +83,13 @@ def _own_rows(micro_batches: Sequence[Batch]) -> list[slice]:
     sizes = [len(batch.rows) for batch in micro_batches]
     ends = list(accumulate(sizes, initial=PartialState().process_index * sum(sizes)))
     return [slice(*ends_of) for ends_of in pairwise(ends)]
+
+
+def _divided(rows: slice, parts: int) -> list[slice]:
+    """Into so many of about the same length, or into single rows."""
+    length = rows.stop - rows.start
+    ends = [rows.start + length * part // parts for part in range(parts + 1)]
+    return [slice(*ends_of) for ends_of in pairwise(ends) if ends_of[0] < ends_of[1]]
 
 
 def _joined(parts: Sequence[EncodedBatch]) -> EncodedBatch:
