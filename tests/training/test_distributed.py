@@ -88,7 +88,7 @@ def assert_same(folder: Path, expected: Path, within: float = 0.0) -> None:
     for name in ("objective", "optimizers"):
         states, others = (load_file(part / f"{name}.safetensors") for part in (final, other))
         for key, value in others.items():
-            torch.testing.assert_close(states[key], value, atol=within, rtol=0, msg=lambda m: f"{name} {key}: {m}")
+            torch.testing.assert_close(states[key], value, atol=within, rtol=0, msg=f"{name} {key}")
 
 
 @pytest.fixture(scope="module")
