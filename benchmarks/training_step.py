@@ -2,11 +2,11 @@
 
 python -m benchmarks.training_step CONFIG [field=value ...] [--steps 12]
 
-The reference is ALBEF's step (`models/model_retrieval.py`) on the same backbones and multimodal encoder: the teacher is
-a full copy that encodes everything again, in full precision; matched pairs, negative images and negative speeches are
-three passes through the multimodal encoder, each on repeated states; the average moves parameter by parameter; AdamW
-goes parameter by parameter too. Both start from the same weights and take the same batches and negatives, without
-dropout and masking, so that their losses can be compared. The first two steps are not timed.
+The reference is ALBEF's step (`models/model_retrieval.py`) on the same backbones and multimodal encoder: the teacher
+is a full copy that encodes everything again, in full precision; matched pairs, negative images and negative speeches
+are three passes through the multimodal encoder, each on repeated states; the average moves parameter by parameter, and
+so does AdamW. Both start from the same weights and take the same batches and negatives, without dropout and masking,
+so that their losses can be compared. The first two steps are not timed.
 """
 
 from __future__ import annotations
