@@ -112,7 +112,8 @@ def _gathered(own: EncodedBatch) -> EncodedBatch:
         if part is None:
             return None
         part = part.detach()
-        return gather((pad_across_processes(part, dim=1) if part.dim() > 1 else part).contiguous())
+        padded = pad_across_processes(part, dim=1) if part.dim() > 1 else part
+        return gather(padded.to(part.dtype).contiguous())  # padding makes integers of masks
 
     tensors = {name: collect(getattr(own, name)) for name in _tensor_names()}
     momentum = None if own.momentum is None else tuple(collect(part) for part in own.momentum)

@@ -89,7 +89,7 @@ def _rows(split: str, images: int, captions: int):
             yield {
                 "image": {"bytes": square(colour), "path": None},
                 "audio": {
-                    "bytes": tone(200 + 150 * image + 11 * caption, 0.12 + 0.02 * ((3 * image + caption) % 5)),
+                    "bytes": tone(200 + 150 * image + 11 * caption, 0.12 + 0.04 * ((3 * image + caption) % 5)),
                     "path": None,
                 },
                 "image_id": f"{split}-{image}",

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import copy
 
+import accelerate
 import pytest
 import torch
+from speech_image_retrieval.training import gradient_cache
 from speech_image_retrieval.training.embedding_queue import EmbeddingQueue
 from speech_image_retrieval.training.gradient_cache import backward
 from speech_image_retrieval.training.momentum import MomentumTeacher
-from speech_image_retrieval.training.objective import Batch, CoarseToFineObjective
+from speech_image_retrieval.training.objective import Batch, CoarseToFineObjective, EncodedBatch
 from torch import nn
 
 from .reference import SmallModel
@@ -162,3 +164,21 @@ def test_similarities_that_are_not_finite_are_reported():
     batch.image["pixel_values"][1] = torch.nan
     with pytest.raises(FloatingPointError, match="not finite"):
         backward(objective, parts_of(batch, [3, 3]))
+
+
+def test_masks_stay_masks_where_another_process_has_longer_speech(monkeypatch):
+    encoded = EncodedBatch(
+        speech=torch.randn(2, 3),
+        image=torch.randn(2, 3),
+        speech_states=torch.randn(2, 4, 3),
+        speech_mask=torch.ones(2, 4, dtype=torch.bool),
+        image_states=torch.randn(2, 5, 3),
+        momentum=None,
+        image_ids=torch.arange(2),
+        rows=torch.arange(2),
+    )
+    monkeypatch.setattr(accelerate.utils.operations, "gather", lambda size: torch.cat([size, size + 2]))
+    gathered = gradient_cache._gathered(encoded)
+    assert gathered.speech_states.shape == (2, 6, 3)
+    assert gathered.speech_mask.dtype == torch.bool
+    assert gathered.speech_mask.tolist() == [[True] * 4 + [False] * 2] * 2
