@@ -14,6 +14,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from .sharing import of_all_processes, own_share
 from .states import PackedStates, join
 
 
@@ -79,23 +80,24 @@ def encode_speech(
     order = sizes.argsort(descending=True, stable=True)
     named = _Named(audio, names)
     batches = _batches(named, order, batch_size, partial(read_batch, processor, "audio"), num_workers)
-    embeddings, tokens, token_counts = [], [], []
+    encoded = []
     with inference(model):
         for inputs in track(batches, "Encoding speech", disable=not progress):
             output = model.get_speech_features(**inputs_for(model, inputs))
-            embeddings.append(output.pooler_output.float().cpu())
+            part = [output.pooler_output.float().cpu()]
             if keep_states:
                 valid = output.attention_mask.bool()
-                tokens.append(output.last_hidden_state[valid].to("cpu", states_dtype))
-                token_counts.append(valid.sum(dim=1).cpu())
+                part += [output.last_hidden_state[valid].to("cpu", states_dtype), valid.sum(dim=1).cpu()]
+            encoded.append(part)
+    embeddings, *states_and_lengths = map(join, _columns(of_all_processes(encoded)))
     given_order = order.argsort()
     if not keep_states:
-        return EncodedSpeech(join(embeddings)[given_order])
-    states = PackedStates.from_tokens(join(tokens), join(token_counts)).select(given_order)
+        return EncodedSpeech(embeddings[given_order])
+    states = PackedStates.from_tokens(*states_and_lengths).select(given_order)
     if not states.lengths.all():
         name = named.name(int((states.lengths == 0).nonzero()[0]))
         raise ValueError(f"audio {name} has no valid frame left after the speech encoder: it is empty or too short")
-    return EncodedSpeech(join(embeddings)[given_order], states)
+    return EncodedSpeech(embeddings[given_order], states)
 
 
 def encode_images(
@@ -116,14 +118,15 @@ def encode_images(
     """
     order = torch.arange(len(images))
     batches = _batches(_Named(images, names), order, batch_size, partial(read_batch, processor, "images"), num_workers)
-    embeddings, states = [], []
+    encoded = []
     with inference(model):
         for inputs in track(batches, "Encoding pictures", disable=not progress):
             output = model.get_image_features(**inputs_for(model, inputs))
-            embeddings.append(output.pooler_output.float().cpu())
+            part = [output.pooler_output.float().cpu()]
             if keep_states:
-                states.append(output.last_hidden_state.to("cpu", states_dtype))
-    return EncodedImages(join(embeddings), join(states) if keep_states else None)
+                part.append(output.last_hidden_state.to("cpu", states_dtype))
+            encoded.append(part)
+    return EncodedImages(*map(join, _columns(of_all_processes(encoded))))
 
 
 def distinct_images(image_ids: Sequence[str]) -> tuple[list[int], Tensor]:
@@ -198,11 +201,18 @@ def _batches(
         raise ValueError("there is nothing to encode")
     return DataLoader(
         items,
-        batch_sampler=[rows.tolist() for rows in order.split(batch_size)],
+        batch_sampler=own_share([rows.tolist() for rows in order.split(batch_size)]),
         collate_fn=read,
         num_workers=num_workers,
         generator=torch.Generator(),  # a loader draws a seed; the global generator belongs to the training around us
     )
+
+
+def _columns(parts: list[list[Tensor]]) -> list[list[Tensor]]:
+    """Of each column the parts, emptied out of their rows: `join` frees them one by one."""
+    columns = [list(column) for column in zip(*parts, strict=True)]
+    parts.clear()
+    return columns
 
 
 def read_batch(

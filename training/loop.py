@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -69,6 +70,7 @@ class Trainer:
         ] = build_objective,
         publish: Publish | None = None,
     ):
+        _refuse_sharded_parameters()
         self.arguments = arguments
         self.output_dir = Path(arguments.output_dir)
         self.console = Console(stderr=True)
@@ -149,7 +151,7 @@ class Trainer:
                 self._train_epoch()
         if self.accelerator.is_main_process:
             self.log.close()
-        return self._in_main_process(lambda: self.run_model.finish(self.accelerator.device, self._matching_trained))
+        return self.run_model.finish(self.accelerator.device, self._matching_trained)
 
     def _in_main_process(self, work: Callable[[], Any]) -> Any:
         """What `work` returns, done by one process while the others wait."""
@@ -199,7 +201,7 @@ class Trainer:
         self.epoch += 1
         last = self.step == self.total_steps
         if last or self.epoch % self.arguments.validation_every_epochs == 0:
-            self.best = self._in_main_process(self._validate)
+            self.best = self._validate()
         if last or self._checkpoint_due or self.epoch % self.arguments.checkpoint_every_epochs == 0:
             self._save()
         if not last and self.sigterm.received():
@@ -299,6 +301,9 @@ class Trainer:
     def _validate(self) -> Score:
         """Measure recall on the validation split; the best model so far is exported. Returns the best's score."""
         report, score = self.run_model.validate(self.objective.model, self.validation, self._matching_trained)
+        return self._in_main_process(lambda: self._kept(report, score))
+
+    def _kept(self, report: dict[str, Any], score: Score) -> Score:
         values = {
             f"validation/{direction.replace('_', ' ')}, {stage}": report[direction][stage]["R@1"]
             for direction in ("speech_to_image", "image_to_speech")
@@ -337,6 +342,16 @@ class Trainer:
         due = self.saved % (self.arguments.push_every_checkpoints or math.inf) == 0
         if due and self.best is not None and self.step < self.total_steps:
             self._in_main_process(lambda: self.run_model.publish_so_far(self.step))
+
+
+def _refuse_sharded_parameters() -> None:
+    """On CPUs Accelerate would go on without them in silence."""
+    for name in ("FSDP", "DEEPSPEED"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
+            raise ArgumentError(
+                f"{name} is not supported: every process holds all parameters. Launch without it; for less memory, "
+                "lower batch_size and raise gradient_accumulation_steps, or set activation_checkpointing."
+            )
 
 
 __all__ = ["Trainer"]

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset, DatasetDict
 from rich.console import Console
 
 from ..evaluation import evaluate_retrieval, format_report
 from ..evaluation.model_identity import model_identity
+from ..evaluation.sharing import shared_between_processes
 from ..evaluation.standard_pools import corpus_name
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
 from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
@@ -28,7 +30,8 @@ was not, whatever the coarse recall."""
 
 
 class RunModel:
-    """`model/` under a run's folder, the best by validation recall.
+    """`model/` under a run's folder, the best by validation recall. All processes measure it together; whatever is
+    written is written by the first.
 
     Args:
         publish: publishes a folder, with a row of the test split for an example.
@@ -53,7 +56,7 @@ class RunModel:
     def validate(
         self, model: SpeechImageRetrievalModel, rows: Dataset | FeatureRows, matching: bool
     ) -> tuple[dict[str, Any], Score]:
-        """The report on the validation split, and its score.
+        """The report on the validation split, and its score. For all processes.
 
         Args:
             matching: whether the multimodal encoder was trained, and re-ranks.
@@ -84,7 +87,8 @@ class RunModel:
             )
 
     def finish(self, device: torch.device, matching: bool) -> dict[str, Any]:
-        """Measure the folder on the test splits, leave the reports, and publish it; returns that of `test`."""
+        """Measure the folder on the test splits, leave the reports, and publish it; returns that of `test`. For all
+        processes."""
         model = SpeechImageRetrievalModel.from_pretrained(self.folder).to(device)
         top_k = self._arguments.rerank_top_k if matching else 0
         reports = {
@@ -92,6 +96,11 @@ class RunModel:
             for split, rows in self._corpus.items()
             if split.startswith("test")
         }
+        if PartialState().is_main_process:
+            self._leave(reports, model)
+        return reports["test"]
+
+    def _leave(self, reports: Mapping[str, dict[str, Any]], model: SpeechImageRetrievalModel) -> None:
         processor = SpeechImageRetrievalProcessor.from_pretrained(self.folder)
         # Not where the run's folder is: the same run leaves the same report.
         checkpoint = {"name": self.folder.name, "fingerprint": model_identity(model, processor)}
@@ -105,22 +114,21 @@ class RunModel:
         self._console.print(f"Model: {self.folder}  Figures: {self._output_dir / 'evaluation.json'}")
         if self._publish is not None:
             self._publish(self.folder, self._corpus["test"][0])
-        return reports["test"]
 
     def _evaluate(
         self, model: SpeechImageRetrievalModel, split: str, rows: Dataset | FeatureRows, rerank_top_k: int
     ) -> dict[str, Any]:
-        # In full precision, as `sir evaluate` measures it.
-        return evaluate_retrieval(
-            model,
-            FeatureProcessor(self._processor),
-            rows,
-            corpus=corpus_name(self._arguments.corpus),
-            split=split,
-            rerank_top_k=rerank_top_k,
-            score_rule=self._arguments.score_rule,
-            batch_size=self._arguments.evaluation_batch_size,
-        )
+        with shared_between_processes():
+            return evaluate_retrieval(  # in full precision, as `sir evaluate` measures it
+                model,
+                FeatureProcessor(self._processor),
+                rows,
+                corpus=corpus_name(self._arguments.corpus),
+                split=split,
+                rerank_top_k=rerank_top_k,
+                score_rule=self._arguments.score_rule,
+                batch_size=self._arguments.evaluation_batch_size,
+            )
 
 
 def _write_json(content: dict[str, Any], path: Path) -> None:

@@ -148,3 +148,10 @@ def test_fewer_rows_than_a_step_of_all_processes_are_refused(without_noise, tmp_
     arguments = without_noise(tmp_path, batch_size=7, gradient_accumulation_steps=1)
     with pytest.raises(ArgumentError, match="fewer than the 14 of one step of 2 processes"):
         EpochBatches(arguments, range(12), Collator(0))
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_sharded_parameters_are_refused(without_noise, tmp_path, monkeypatch, name: str):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(ArgumentError, match=f"{name} is not supported"):
+        Trainer(without_noise(tmp_path))
