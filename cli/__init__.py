@@ -1,6 +1,6 @@
 """The `sir` command."""
 
-from . import build, corpus, evaluate, index, publish, report, search, serve, sources
+from . import build, corpus, evaluate, export, index, publish, report, search, serve, sources
 from .app import app
 
-__all__ = ["app", "build", "corpus", "evaluate", "index", "publish", "report", "search", "serve", "sources"]
+__all__ = ["app", "build", "corpus", "evaluate", "export", "index", "publish", "report", "search", "serve", "sources"]

@@ -36,7 +36,7 @@ class Blip2ImageQueries(Blip2PreTrainedModel):
     def forward(self, pixel_values: Tensor) -> BaseModelOutput:
         """(batch, 3, height, width) pixels; `last_hidden_state` is (batch, queries, Q-Former width)."""
         tokens = self.vision_model(pixel_values).last_hidden_state
-        queries = self.query_tokens.expand(len(tokens), -1, -1)
+        queries = self.query_tokens.expand(tokens.shape[0], -1, -1)
         return BaseModelOutput(self.qformer(query_embeds=queries, encoder_hidden_states=tokens).last_hidden_state)
 
 

@@ -267,7 +267,7 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
             )
         weights = self.speech_layer_weights.float().softmax(0).to(backbone_features.dtype)
         tokens = self.speech_input(torch.einsum("btlw,l->btw", backbone_features, weights))
-        tokens = torch.cat([self.speech_cls.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = torch.cat([self.speech_cls.to(tokens.dtype).expand(tokens.shape[0], -1, -1), tokens], dim=1)
         mask = nn.functional.pad(attention_mask.bool(), (1, 0), value=True)
         states, _ = self.speech_transformer(tokens, mask, first_only=pooled_only)
         embeds = nn.functional.normalize(self.speech_projection(states[:, 0]).float(), dim=-1)
@@ -408,7 +408,7 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
             return self.image_norm(tokens)
         if grid is not None:
             tokens = tokens + grid_positions(*grid, width=tokens.shape[-1], like=tokens)
-        tokens = torch.cat([self.image_cls.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = torch.cat([self.image_cls.to(tokens.dtype).expand(tokens.shape[0], -1, -1), tokens], dim=1)
         everywhere = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return self.image_transformer(tokens, everywhere, first_only=first_only)[0]
 
