@@ -45,9 +45,7 @@ def serving_graphs(model: SpeechImageRetrievalModel, processor: SpeechImageRetri
     }
     time = processor.time_axis + 1
     of_speech = {name: (0, 1 if name == "attention_mask" else time) for name in speech}
-    of_pairs = {
-        name: (0, 1) if name.startswith("speech_") and tensor.dim() > 1 else (0,) for name, tensor in pairs.items()
-    }
+    of_pairs = {name: (0, 1) if name in ("speech_states", "speech_mask") else (0,) for name in pairs}
     return {
         "speech_encoder": Graph(_Module(model, encode_speech), speech, of_speech),
         "image_encoder": Graph(_Module(model, encode_images), pictures, {"pixel_values": (0,)}),
