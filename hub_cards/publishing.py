@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from huggingface_hub import HfApi
 
 from ..evaluation.model_identity import model_identity
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
+from ..modeling.shipped_gallery import GALLERY_FOLDERS, read_gallery
 from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
 from .clean_load import check_clean_load
 from .commit import commit_folder, make_repository_as_asked
@@ -58,7 +59,12 @@ def staged(publication: Publication) -> Iterator[Path]:
         raise PublishError(f"{model} holds no model: there is no config.json in it. Give the folder `model` of a run.")
     check_content(model)
     reports = read_reports(model)
-    _check_reports_are_of(model, reports.values())
+    fingerprint = model_identity(
+        SpeechImageRetrievalModel.from_pretrained(model), SpeechImageRetrievalProcessor.from_pretrained(model)
+    )
+    _check_reports_are_of(model, reports, fingerprint)
+    if not publication.galleries:  # which replace those of the folder, and are checked when they are opened
+        _check_galleries_are_of(model, fingerprint)
     with tempfile.TemporaryDirectory(prefix=".publishing-", dir=model.resolve().parent) as place:
         folder = Path(place) / "model"
         rule = reports["evaluation.json"]["protocol"]["score_rule"] or "sim"
@@ -106,16 +112,34 @@ def publish_model(
         return commit_folder(api, folder, publication.repo_id, "model", revision, f"Publish {publication.model.name}")
 
 
-def _check_reports_are_of(folder: Path, reports: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse figures of another model, as far as the reports say of which they are."""
-    stated = {report["protocol"].get("checkpoint", {}).get("fingerprint") for report in reports} - {None}
-    if not stated:
-        return
-    model = SpeechImageRetrievalModel.from_pretrained(folder)
-    fingerprint = model_identity(model, SpeechImageRetrievalProcessor.from_pretrained(folder))
-    if stated != {fingerprint}:
-        raise PublishError(
-            f"evaluation.json in {folder} is about another model: weights, configuration or preprocessing have "
-            f"changed since. Measure it again: sir evaluate {folder} --corpus CORPUS --score-rule validation "
-            f"--json {folder}/evaluation.json"
+def _check_reports_are_of(folder: Path, reports: Mapping[str, Mapping[str, Any]], fingerprint: str) -> None:
+    """Refuse figures of another model, and figures that do not say of which model they are."""
+    for name, report in reports.items():
+        stated = (report["protocol"].get("checkpoint") or {}).get("fingerprint")
+        if stated == fingerprint:
+            continue
+        problem = (
+            "does not say which model it is about"
+            if stated is None
+            else "is about another model: weights, configuration or preprocessing have changed since"
         )
+        raise PublishError(
+            f"{name} in {folder} {problem}. Measure it again: sir evaluate {folder} --corpus CORPUS --score-rule "
+            f"validation --json {folder / name}"
+        )
+
+
+def _check_galleries_are_of(folder: Path, fingerprint: str) -> None:
+    """Refuse galleries that lie in a model's folder and are damaged, or are of another model."""
+    for place in GALLERY_FOLDERS.values():
+        if not (folder / place).is_dir():
+            continue
+        try:
+            gallery = read_gallery(folder / place)
+        except ValueError as error:
+            raise PublishError(str(error)) from error
+        if gallery.model != fingerprint:
+            raise PublishError(
+                f"The gallery {folder / place} is of another model, or does not say of which. Publish it from an index "
+                "of this one, --gallery INDEX, or remove it."
+            )

@@ -47,8 +47,9 @@ def stage_model(
         )
     if galleries:
         shutil.rmtree(folder / "gallery", ignore_errors=True)  # those of the model itself, which are links
-        from .gallery import ship_gallery  # needs LanceDB
+        from .gallery import refuse_two_of_a_kind, ship_gallery  # needs LanceDB
 
+        refuse_two_of_a_kind(galleries)
         for uri in galleries:
             ship_gallery(uri, folder, score_rule=score_rule)
 

@@ -37,6 +37,7 @@ class Gallery:
         ids, labels: of each item; a label is its caption or its name.
         files: what is shown of each item, None if there is nothing.
         score_rule: what orders re-ranked items if the caller does not say.
+        model: fingerprint of the model that encoded a shipped gallery; None if it is not stated.
     """
 
     modality: Modality
@@ -46,6 +47,7 @@ class Gallery:
     labels: Sequence[str]
     files: Sequence[Path | None]
     score_rule: str = "sim"
+    model: str | None = None
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -106,6 +108,7 @@ def read_gallery(folder: str | Path) -> Gallery:
         labels=[item["label"] for item in items],
         files=[_inside(folder, item["file"]) for item in items],
         score_rule=stated["score_rule"],
+        model=stated.get("model"),
     )
 
 

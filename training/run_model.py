@@ -67,6 +67,8 @@ class RunModel:
         """Replace the folder by this model, with its figures until the test splits are measured, and what is known of
         its training."""
         export_model(model, self._processor, self.folder)
+        exported = SpeechImageRetrievalModel.from_pretrained(self.folder)  # without LoRA, as whoever loads it has it
+        report["protocol"]["checkpoint"] = self._checkpoint(exported)
         _write_json(report, self.folder / "evaluation.json")
         _write_json(record, self.folder / "training.json")
 
@@ -92,9 +94,7 @@ class RunModel:
             for split, rows in self._corpus.items()
             if split.startswith("test")
         }
-        processor = SpeechImageRetrievalProcessor.from_pretrained(self.folder)
-        # Not where the run's folder is: the same run leaves the same report.
-        checkpoint = {"name": self.folder.name, "fingerprint": model_identity(model, processor)}
+        checkpoint = self._checkpoint(model)
         for split, report in reports.items():
             report["protocol"]["checkpoint"] = checkpoint
             name = f"evaluation{split.removeprefix('test')}.json"
@@ -106,6 +106,12 @@ class RunModel:
         if self._publish is not None:
             self._publish(self.folder, self._corpus["test"][0])
         return reports["test"]
+
+    def _checkpoint(self, model: SpeechImageRetrievalModel) -> dict[str, str]:
+        """How reports say which model they are about. Not where the run's folder is: the same run leaves the same
+        report."""
+        processor = SpeechImageRetrievalProcessor.from_pretrained(self.folder)
+        return {"name": self.folder.name, "fingerprint": model_identity(model, processor)}
 
     def _evaluate(
         self, model: SpeechImageRetrievalModel, split: str, rows: Dataset | FeatureRows, rerank_top_k: int

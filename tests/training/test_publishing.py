@@ -6,7 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from speech_image_retrieval import SpeechImageRetrievalModel, SpeechImageRetrievalProcessor
+from speech_image_retrieval.evaluation.model_identity import model_identity
 from speech_image_retrieval.training.loop import Trainer
+
+
+def fingerprint_of(folder: Path) -> str:
+    model = SpeechImageRetrievalModel.from_pretrained(folder)
+    return model_identity(model, SpeechImageRetrievalProcessor.from_pretrained(folder))
 
 
 class Hub:
@@ -19,6 +26,7 @@ class Hub:
     def publish(self, folder: Path, example: dict) -> None:
         report, record = (json.loads((folder / f"{name}.json").read_text()) for name in ("evaluation", "training"))
         assert (folder / "model.safetensors").is_file() and example["image_id"] == "test-0"
+        assert report["protocol"]["checkpoint"] == {"name": "model", "fingerprint": fingerprint_of(folder)}
         self.seen.append((report["protocol"]["split"], record["steps"]))
         if self.failing:
             raise RuntimeError("[the Hub] is away")

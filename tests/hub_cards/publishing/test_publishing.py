@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
+from speech_image_retrieval import SpeechImageRetrievalModel, SpeechImageRetrievalProcessor
+from speech_image_retrieval.evaluation.model_identity import model_identity
+from speech_image_retrieval.hub_cards.gallery import write_gallery
 from speech_image_retrieval.hub_cards.publishing import Publication, publish_model, staged
 from speech_image_retrieval.hub_cards.refusal import PublishError
 from speech_image_retrieval.retrieval.index import SpeechImageIndex
@@ -33,6 +36,19 @@ def publication(folder: Path, rows) -> Publication:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def without_fingerprint(report: dict) -> dict:
+    return {**report, "protocol": {**report["protocol"], "checkpoint": {"name": "model"}}}
+
+
+def state_figures_are_of(folder: Path) -> None:
+    """As if the model in this folder had been measured now."""
+    model = SpeechImageRetrievalModel.from_pretrained(folder)
+    fingerprint = model_identity(model, SpeechImageRetrievalProcessor.from_pretrained(folder))
+    report = json.loads((folder / "evaluation.json").read_text())
+    report["protocol"]["checkpoint"]["fingerprint"] = fingerprint
+    (folder / "evaluation.json").write_text(json.dumps(report))
 
 
 def commits(hub: HubServer) -> int:
@@ -91,9 +107,7 @@ def test_an_interrupted_upload_leaves_the_old_revision_whole(
     before = dict(hub.files("model", "org/tiny"))
     weights = load_file(publication.model / "model.safetensors")
     save_file({name: part + 1 for name, part in weights.items()}, publication.model / "model.safetensors")
-    report = json.loads((publication.model / "evaluation.json").read_text())
-    del report["protocol"]["checkpoint"]
-    (publication.model / "evaluation.json").write_text(json.dumps(report))
+    state_figures_are_of(publication.model)
     hub.failures[COMMIT] = status  # 0: it closes the connection
     with pytest.raises(
         PublishError, match=r"Somebody else published" if status == 412 else r"main is as it was\. Run"
@@ -163,6 +177,31 @@ def test_galleries_are_published_and_the_task_is_theirs(publication: Publication
         card = ModelCard.load(folder / "README.md")
     assert card.data.pipeline_tag == "audio-classification"
     assert card.data.widget == [{"src": "examples/recording.wav", "example_title": "A spoken query"}]
+    twice = (str(tmp_path / "index"), str(tmp_path / "index"))
+    with (
+        pytest.raises(ValueError, match=r"index and .*index are both indexes of pictures.*one gallery of each"),
+        staged(Publication(publication.model, "org/tiny", publication.example, twice)),
+    ):
+        pass
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_gallery_that_lies_in_the_folder_is_of_this_model_and_whole(publication: Publication, tmp_path: Path):
+    def refusal() -> str:
+        with pytest.raises(PublishError) as raised, staged(publication):
+            pass
+        return str(raised.value)
+
+    index = SpeechImageIndex.create(tmp_path / "index", tiny_model(), tiny_processor(), "image")
+    index.add(Published.items([write_picture(tmp_path / "0.png", 0)]))
+    folder = publication.model / "gallery" / "images"
+    write_gallery(index, folder)
+    with staged(publication) as ready:
+        assert (ready / "gallery" / "images" / "gallery.json").is_file()
+    stated = json.loads((folder / "gallery.json").read_text())
+    for model in ("0" * 32, None):  # also one that does not say, as galleries did not once
+        (folder / "gallery.json").write_text(json.dumps({**stated, "model": model}))
+        assert f"{folder} is of another model" in refusal()
 
 
 def test_without_figures_or_with_those_of_another_model_it_is_refused(publication: Publication, tmp_path: Path):
@@ -172,7 +211,8 @@ def test_without_figures_or_with_those_of_another_model_it_is_refused(publicatio
     save_tiny(other, seed=1)
     shutil.copyfile(other / "model.safetensors", publication.model / "model.safetensors")
     for content, words in (
-        (report, "is about another model.*Measure it again: sir evaluate"),
+        (report, r"evaluation\.json in .* is about another model.*Measure it again: sir evaluate"),
+        (without_fingerprint(report), r"evaluation\.json in .* does not say which model.*sir evaluate"),
         ({**report, "protocol": {"corpus": "spoken", "split": "test"}}, "does not state its pool"),
         ({name: value for name, value in report.items() if name != "intervals"}, "has no intervals"),
         (["no", "report"], "does not state its pool"),
@@ -202,9 +242,6 @@ def test_weights_with_a_queue_among_them_are_refused(publication: Publication):
     path = publication.model / "model.safetensors"
     weights = load_file(path)
     save_file({**weights, "queue.speech": weights["speech_cls"].clone()}, path, metadata={"format": "pt"})
-    report = json.loads((publication.model / "evaluation.json").read_text())
-    del report["protocol"]["checkpoint"]
-    (publication.model / "evaluation.json").write_text(json.dumps(report))
     with pytest.raises(PublishError, match=r"1 unexpected keys, queue\.speech first"), staged(publication):
         pass
 
