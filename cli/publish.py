@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -118,7 +117,9 @@ def _example(model: Path, corpus: str | None) -> Mapping[str, Any] | None:
     if corpus is None and (model / "examples").is_dir():
         return None
     if corpus is None and (model / "evaluation.json").is_file():
-        corpus = json.loads((model / "evaluation.json").read_text(encoding="utf-8"))["protocol"]["corpus"]
+        from ..hub_cards.model_card import read_reports
+
+        corpus = read_reports(model)["evaluation.json"]["protocol"]["corpus"]
     if corpus is None:
         return None
     try:

@@ -9,8 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from .examples import find_example
 from .refusal import PublishError
-from .staging import find_example
 
 _SCRIPT = """
 import base64, importlib.util, json, sys

@@ -25,6 +25,7 @@ _TRAINING_STATE = re.compile(
 _PICKLED_SUFFIXES = frozenset(
     (".bin", ".ckpt", ".dill", ".h5", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".tar", ".zip")
 )
+_RECORDINGS = RECORDING_SUFFIXES | {".caf"}  # which endpoints take, too
 _UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError, EOFError)
 
 
@@ -80,7 +81,7 @@ def _open(path: Path, suffix: str) -> bool:
         with Image.open(path) as picture:
             picture.verify()
         return True
-    if suffix in RECORDING_SUFFIXES:
+    if suffix in _RECORDINGS:
         soundfile.info(path)
         return True
     if suffix == ".json":

@@ -140,6 +140,6 @@ def _check_galleries_are_of(folder: Path, fingerprint: str) -> None:
             raise PublishError(str(error)) from error
         if gallery.model != fingerprint:
             raise PublishError(
-                f"The gallery {folder / place} is of another model, or does not say of which. Publish it from an index "
-                "of this one, --gallery INDEX, or remove it."
+                f"The gallery {folder / place} is of another model, or does not say of which. Publish it from an "
+                "index of this one, --gallery INDEX, or remove it."
             )

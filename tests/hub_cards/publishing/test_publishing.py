@@ -39,7 +39,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def without_fingerprint(report: dict) -> dict:
-    return {**report, "protocol": {**report["protocol"], "checkpoint": {"name": "model"}}}
+    return {**report, "protocol": {name: value for name, value in report["protocol"].items() if name != "checkpoint"}}
 
 
 def state_figures_are_of(folder: Path) -> None:
@@ -216,6 +216,9 @@ def test_without_figures_or_with_those_of_another_model_it_is_refused(publicatio
         ({**report, "protocol": {"corpus": "spoken", "split": "test"}}, "does not state its pool"),
         ({name: value for name, value in report.items() if name != "intervals"}, "has no intervals"),
         (["no", "report"], "does not state its pool"),
+        ({**report, "protocol": None}, r"evaluation\.json does not state its pool"),
+        ({**report, "intervals": {}}, r"evaluation\.json is no report of sir evaluate, or a damaged one"),
+        ({**report, "speech_to_image": {"coarse": "good"}}, r"evaluation\.json is no report of sir evaluate"),
         (None, "has no evaluation.json.*sir evaluate"),
     ):
         path.unlink()
