@@ -17,7 +17,7 @@ from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
 from ..modeling.shipped_gallery import GALLERY_FOLDERS, read_gallery
 from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
 from .clean_load import check_clean_load
-from .commit import commit_folder, make_repository_as_asked
+from .commit import check_repo_id, commit_folder, make_repository_as_asked
 from .content import check_content
 from .model_card import check_metadata, own_card, published_report, read_reports, render_model_card
 from .refusal import PublishError
@@ -55,6 +55,7 @@ def staged(publication: Publication) -> Iterator[Path]:
         PublishError: something must not be published, or is missing.
     """
     model = publication.model
+    check_repo_id(publication.repo_id)
     if not (model / "config.json").is_file():
         raise PublishError(f"{model} holds no model: there is no config.json in it. Give the folder `model` of a run.")
     check_content(model)
@@ -103,7 +104,7 @@ def publish_model(
         revision: a branch, made if it is not there; None is `main`.
 
     Raises:
-        PublishError: see :func:`staged`; or the Hub did not take it, and is as it was.
+        PublishError: see :func:`staged`; or the Hub did not take it.
     """
     api = api or HfApi()
     with staged(publication) as folder:

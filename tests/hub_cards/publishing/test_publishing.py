@@ -12,6 +12,7 @@ from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
 from speech_image_retrieval import SpeechImageRetrievalModel, SpeechImageRetrievalProcessor
 from speech_image_retrieval.evaluation.model_identity import model_identity
+from speech_image_retrieval.hub_cards.commit import commit_folder, make_repository
 from speech_image_retrieval.hub_cards.gallery import write_gallery
 from speech_image_retrieval.hub_cards.publishing import Publication, publish_model, staged
 from speech_image_retrieval.hub_cards.refusal import PublishError
@@ -119,6 +120,32 @@ def test_an_interrupted_upload_leaves_the_old_revision_whole(
     assert f"/lfs/{large}" in [request.path for request in hub.requests]  # the weights had arrived
     publish_model(publication, api=api)
     assert hub.files("model", "org/tiny")["model.safetensors"] != before["model.safetensors"]
+
+
+def test_a_commit_whose_answer_is_lost_is_not_called_none(hub: HubServer, api: HfApi, tmp_path: Path, monkeypatch):
+    hub.publish("model", "org/tiny", {"config.json": b"old"})
+    (tmp_path / "config.json").write_text("new")
+    hub.lost_answers.add(COMMIT)
+    with pytest.raises(PublishError) as raised:
+        commit_folder(api, tmp_path, "org/tiny", "model", None, "Publish")
+    now = api.model_info("org/tiny").sha
+    assert hub.files("model", "org/tiny") == {"config.json": b"new"}
+    assert f"Its branch main has changed, to commit {now}: look" in str(raised.value)
+    heads = iter([api.model_info("org/tiny")])  # what it holds is known before, and not after
+    monkeypatch.setattr(api, "repo_info", lambda *given, **options: next(heads, None) or api.model_info("org/gone"))
+    with pytest.raises(PublishError, match="main may have changed or not"):
+        commit_folder(api, tmp_path, "org/tiny", "model", None, "Publish")
+
+
+@pytest.mark.parametrize(("repo_id", "words"), [("tiny", "whose .*ORG/tiny"), ("org/a/b", "no id"), ("", "no id")])
+def test_a_repository_without_an_owner_is_refused(
+    hub: HubServer, api: HfApi, publication: Publication, repo_id: str, words: str
+):
+    with pytest.raises(PublishError, match=words), staged(Publication(publication.model, repo_id)):
+        pass
+    with pytest.raises(PublishError, match=words):
+        make_repository(api, repo_id, "model", private=True)
+    assert hub.requests == []
 
 
 @pytest.mark.usefixtures("unchecked")
