@@ -119,14 +119,15 @@ def _rows(index: SpeechImageIndex, where: str | None) -> list[dict[str, Any]]:
     if len(names) > MAX_ITEMS:
         raise ValueError(
             f"{index.uri} has {len(names):,} {kind}; a gallery that ships with a model has at most {MAX_ITEMS:,}. "
-            "Select some of them by their columns: where=\"source LIKE '%holiday%'\". A larger one is served from the "
-            "index itself: sir app."
+            'Give an index of fewer, or select some of them in Python, where write_gallery takes where="source LIKE '
+            "'%holiday%'\". A larger one is served from the index itself: sir app."
         )
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(
             f"{len(twice)} names of {index.uri} are there more than once, the first {twice[0]!r}; answers could not "
-            "tell them apart. Select one source: where=\"source = '...'\"."
+            "tell them apart. Give an index of one source, or select one in Python, where write_gallery takes "
+            "where=\"source = '...'\"."
         )
     columns = ["name", "text", "preview", "embedding"]
     columns += ["token_count", "states"] if index.info.keep_states else []

@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -68,7 +70,7 @@ def find_gallery(model: str, modality: Modality, **hub_options: Any) -> Gallery:
         folder = Path(snapshot_download(model, allow_patterns=f"{wanted}/*", **hub_options))
     else:
         folder = Path(model)
-    if not model or not Path(folder, wanted, ITEMS_FILE).is_file():
+    if not model or not Path(folder, wanted).is_dir():
         offline = " or, without a connection, none of it is in the cache" if model else ""
         raise ValueError(
             f"{model or 'This model'} ships no gallery of {PLURAL[modality]}{offline}. Pass candidates=[...], the "
@@ -80,9 +82,16 @@ def find_gallery(model: str, modality: Modality, **hub_options: Any) -> Gallery:
 def read_gallery(folder: str | Path) -> Gallery:
     """
     Raises:
-        ValueError: files of another format, or that do not belong together.
+        ValueError: files of another format, that are damaged or missing, or that do not belong together.
     """
-    folder = Path(folder)
+    try:
+        return _read(Path(folder))
+    except (OSError, LookupError, TypeError, AttributeError, JSONDecodeError, SafetensorError) as error:
+        said = f"{type(error).__name__}, {error}"
+        raise ValueError(f"The gallery {folder} is damaged or lacks a part: {said}. Write it again.") from error
+
+
+def _read(folder: Path) -> Gallery:
     stated = json.loads((folder / ITEMS_FILE).read_text(encoding="utf-8"))
     if stated.get("format") != GALLERY_FORMAT:
         raise ValueError(

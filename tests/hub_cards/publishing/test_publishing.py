@@ -276,11 +276,21 @@ def test_weights_with_a_queue_among_them_are_refused(publication: Publication):
         pass
 
 
+def test_weights_that_cannot_match_are_refused(publication: Publication):
+    path = publication.model / "model.safetensors"
+    weights = load_file(path)
+    (head,) = (name for name in weights if name.startswith("matching_head") and name.endswith("bias"))
+    save_file({**weights, head: weights[head] * float("nan")}, path, metadata={"format": "pt"})
+    state_figures_are_of(publication.model)
+    with pytest.raises(PublishError, match="The matching score of the example .* is no number"), staged(publication):
+        pass
+
+
 def test_code_that_needs_this_package_is_refused(publication: Publication):
     with (publication.model / "modeling_speech_image_retrieval.py").open("a") as file:
         file.write("\nimport speech_image_retrieval\n")
     with (
-        pytest.raises(PublishError, match=r"does not load by the code it carries.*speech_image_retrieval"),
+        pytest.raises(PublishError, match=r"does not work by the code it carries.*speech_image_retrieval"),
         staged(publication),
     ):
         pass
