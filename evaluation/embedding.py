@@ -14,7 +14,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from .states import PackedStates, join
+from ..modeling.token_states import PackedStates, join
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .token_states import PackedStates
+
 Modality = Literal["image", "speech"]
 
 GALLERY_FORMAT = 1
@@ -35,7 +37,8 @@ class Gallery:
 
     Attributes:
         embeddings: (items, projection) float32, unit length.
-        states: for each item (tokens, width), which re-ranking needs; None if they were not kept.
+        states: token states, which re-ranking needs: (pictures, tokens, width), or those of recordings packed; None if
+            they were not kept.
         ids, labels: of each item; a label is its caption or its name.
         files: what is shown of each item, None if there is nothing.
         score_rule: what orders re-ranked items if the caller does not say.
@@ -44,7 +47,7 @@ class Gallery:
 
     modality: Modality
     embeddings: Tensor
-    states: Sequence[Tensor] | None
+    states: Tensor | PackedStates | None
     ids: Sequence[Any]
     labels: Sequence[str]
     files: Sequence[Path | None]
@@ -86,7 +89,7 @@ def read_gallery(folder: str | Path) -> Gallery:
     """
     try:
         return _read(Path(folder))
-    except (OSError, LookupError, TypeError, AttributeError, JSONDecodeError, SafetensorError) as error:
+    except (OSError, LookupError, TypeError, AttributeError, RuntimeError, JSONDecodeError, SafetensorError) as error:
         said = f"{type(error).__name__}, {error}"
         raise ValueError(f"The gallery {folder} is damaged or lacks a part: {said}. Write it again.") from error
 
@@ -101,10 +104,12 @@ def _read(folder: Path) -> Gallery:
     items, tensors = stated["items"], load_file(folder / TENSORS_FILE)
     states = None
     if "states" in tensors:
-        lengths = tensors["lengths"].tolist()
-        if len(lengths) != len(items) or sum(lengths) != len(tensors["states"]):
+        lengths = tensors["lengths"]
+        if len(lengths) != len(items) or int(lengths.sum()) != len(tensors["states"]):
             raise ValueError(f"{folder}: the token states do not belong to the items. Write the gallery again.")
-        states = tensors["states"].split(lengths)
+        states = PackedStates.from_tokens(tensors["states"], lengths)
+        if stated["modality"] == "image":  # pictures have equally many tokens each
+            states = states.tokens.view(len(items), int(lengths[0]), -1)
     if len(tensors["embeddings"]) != len(items):
         raise ValueError(
             f"{folder} names {len(items)} items and has {len(tensors['embeddings'])} embeddings. Write it again."

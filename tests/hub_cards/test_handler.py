@@ -103,7 +103,7 @@ def test_scores_are_what_clients_of_classification_ask_for(endpoint: Endpoint, p
 def test_a_damaged_gallery_is_not_taken_for_none(endpoint: Endpoint, published: Published, tmp_path: Path):
     folder = Path(shutil.copytree(published.folder, tmp_path / "model"))
     (folder / "gallery" / "speech" / "gallery.safetensors").unlink()
-    with pytest.raises(ValueError, match="The gallery .*gallery/speech is damaged or lacks a part"):
+    with pytest.raises(ValueError, match=r"The gallery .*gallery/speech is damaged or lacks a part"):
         type(endpoint.handler)(str(folder))
 
 

@@ -134,7 +134,7 @@ def test_a_damaged_gallery_is_not_taken_for_none(code: dict[str, Any], published
     (folder / "gallery" / "speech" / "gallery.json").write_text("{")
     pipe = pipeline(model=str(folder), pipeline_class=SpeechImageRetrievalPipeline, device="cpu")
     assert code["_gallery"](pipe, {"model": str(folder)}, "image") == 0
-    with pytest.raises(ValueError, match="The gallery .*gallery/speech is damaged"):
+    with pytest.raises(ValueError, match=r"The gallery .*gallery/speech is damaged"):
         code["_gallery"](pipe, {"model": str(folder)}, "speech")
 
 

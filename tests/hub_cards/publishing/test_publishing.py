@@ -282,7 +282,7 @@ def test_weights_that_cannot_match_are_refused(publication: Publication):
     (head,) = (name for name in weights if name.startswith("matching_head") and name.endswith("bias"))
     save_file({**weights, head: weights[head] * float("nan")}, path, metadata={"format": "pt"})
     state_figures_are_of(publication.model)
-    with pytest.raises(PublishError, match="The matching score of the example .* is no number"), staged(publication):
+    with pytest.raises(PublishError, match=r"The matching score of the example .* is no number"), staged(publication):
         pass
 
 
