@@ -45,7 +45,9 @@ def publish(
     card: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A card of your own in place of the one that is rendered.")
     ] = None,
-    license: Annotated[str, typer.Option(help="Licence of the weights, as the Hub names it.")] = "apache-2.0",
+    license: Annotated[
+        str | None, typer.Option(help="Licence of the weights, as the Hub names it; needed unless --card states it.")
+    ] = None,
     dataset: Annotated[
         list[str] | None, typer.Option(help="Hub id of training data, for the card; may be repeated.")
     ] = None,

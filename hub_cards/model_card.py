@@ -57,6 +57,16 @@ def read_reports(folder: Path) -> dict[str, dict[str, Any]]:
     return reports
 
 
+def read_training(folder: Path) -> dict[str, Any]:
+    """What training noted of itself, see :mod:`..training.record`; nothing if it is not there."""
+    return _read(folder / "training.json") if (folder / "training.json").is_file() else {}
+
+
+def backbones_of(training: Mapping[str, Any]) -> list[str]:
+    """Hub ids of the pretrained encoders that training began with."""
+    return [training[name] for name in ("speech_backbone", "vision_backbone") if name in training]
+
+
 def published_report(report: Mapping[str, Any]) -> dict[str, Any]:
     """A report without folders of this machine, which say nothing elsewhere: their names are left, and Hub ids."""
     protocol = dict(report["protocol"])
@@ -88,10 +98,10 @@ def render_model_card(
     """
     config = _read(folder / "config.json")
     processor = _read(folder / "processor_config.json")
-    training = _read(folder / "training.json") if (folder / "training.json").is_file() else {}
+    training = read_training(folder)
     corpus = training.get("corpus") or reports[0]["protocol"]["corpus"]
     galleries = [modality for modality, place in GALLERY_FOLDERS.items() if (folder / place).is_dir()]
-    backbones = [training[name] for name in ("speech_backbone", "vision_backbone") if name in training]
+    backbones = backbones_of(training)
     recording, picture = (find_example(folder, kind) for kind in ("recording", "picture"))
     data = ModelCardData(
         model_name=repo_id.split("/")[-1],

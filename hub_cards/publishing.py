@@ -19,7 +19,15 @@ from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalP
 from .clean_load import check_clean_load
 from .commit import check_repo_id, commit_folder, make_repository_as_asked
 from .content import check_content
-from .model_card import check_metadata, own_card, published_report, read_reports, render_model_card
+from .model_card import (
+    backbones_of,
+    check_metadata,
+    own_card,
+    published_report,
+    read_reports,
+    read_training,
+    render_model_card,
+)
 from .refusal import PublishError
 from .staging import replace_file, stage_model
 
@@ -34,7 +42,7 @@ class Publication:
         example: a row of a corpus whose recording and picture are shown and tried; None takes those of the model.
         galleries: indexes of pictures or of recordings that are published with the model.
         card: a card of your own in place of the one that is rendered.
-        license: of the weights, as the Hub names it.
+        license: of the weights, as the Hub names it; needed for the card that is rendered.
         datasets: Hub ids of the training data, for the card.
     """
 
@@ -43,7 +51,7 @@ class Publication:
     example: Mapping[str, Any] | None = None
     galleries: Sequence[str] = ()
     card: Path | None = None
-    license: str = "apache-2.0"
+    license: str | None = None
     datasets: Sequence[str] = ()
 
 
@@ -59,6 +67,7 @@ def staged(publication: Publication) -> Iterator[Path]:
     if not (model / "config.json").is_file():
         raise PublishError(f"{model} holds no model: there is no config.json in it. Give the folder `model` of a run.")
     check_content(model)
+    _check_license(publication)
     reports = read_reports(model)
     fingerprint = model_identity(
         SpeechImageRetrievalModel.from_pretrained(model), SpeechImageRetrievalProcessor.from_pretrained(model)
@@ -111,6 +120,18 @@ def publish_model(
         say(f"Checked. Uploading to {publication.repo_id}")
         make_repository_as_asked(api, publication.repo_id, "model", private)
         return commit_folder(api, folder, publication.repo_id, "model", revision, f"Publish {publication.model.name}")
+
+
+def _check_license(publication: Publication) -> None:
+    """Refuse weights of which nobody said the licence: nothing here can know what whoever publishes them may grant."""
+    if publication.license or publication.card:
+        return
+    backbones = backbones_of(read_training(publication.model))
+    bound = f" Training began with {' and '.join(backbones)}, whose licences hold for them, too." if backbones else ""
+    raise PublishError(
+        "Say under which licence the weights are published, as the Hub names it: --license apache-2.0, for instance."
+        + bound
+    )
 
 
 def _check_reports_are_of(folder: Path, reports: Mapping[str, Mapping[str, Any]], fingerprint: str) -> None:

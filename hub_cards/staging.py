@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..evaluation.reranking import ScoreRule
+from .content import CLONE
 from .examples import check_examples, write_example
 
 ENDPOINT_FILES = (Path(__file__).with_name("handler.py"), Path(__file__).with_name("requirements.txt"))
@@ -31,7 +32,7 @@ def stage_model(
     Raises:
         PublishError: there is no example, or one that an endpoint would not take.
     """
-    shutil.copytree(model, folder, copy_function=_link_or_copy, dirs_exist_ok=True)
+    shutil.copytree(model, folder, ignore=_ignore_clone_of(model), copy_function=_link_or_copy, dirs_exist_ok=True)
     for path in ENDPOINT_FILES:
         replace_file(folder / path.name, path.read_bytes())
     if example is not None:
@@ -51,6 +52,11 @@ def replace_file(path: Path, content: bytes) -> None:
     """Write a file anew: writing into one that is linked would change the model's own."""
     path.unlink(missing_ok=True)
     path.write_bytes(content)
+
+
+def _ignore_clone_of(model: Path) -> Callable[[str, list[str]], set[str]]:
+    """What `shutil.copytree` leaves out: that a folder was cloned from the Hub."""
+    return lambda folder, names: set(names) & set(CLONE) if Path(folder) == model else set()
 
 
 def _link_or_copy(source: str, target: str) -> None:

@@ -35,7 +35,8 @@ class Hub:
 def test_the_model_so_far_is_published_with_every_nth_checkpoint(make_arguments, tmp_path: Path):
     hub = Hub(failing=False)
     Trainer(
-        make_arguments(tmp_path, num_epochs=4, push_to_hub="org/a", push_every_checkpoints=2), publish=hub.publish
+        make_arguments(tmp_path, num_epochs=4, push_to_hub="org/a", license="mit", push_every_checkpoints=2),
+        publish=hub.publish,
     ).run()
     assert [split for split, _ in hub.seen] == ["validation", "test"]
     record = json.loads((tmp_path / "model" / "training.json").read_text())
@@ -46,7 +47,7 @@ def test_the_model_so_far_is_published_with_every_nth_checkpoint(make_arguments,
 
 def test_training_survives_a_hub_that_fails_and_says_so(make_arguments, tmp_path: Path, capsys):
     hub = Hub(failing=True)
-    arguments = make_arguments(tmp_path, push_to_hub="org/a", push_every_checkpoints=1)
+    arguments = make_arguments(tmp_path, push_to_hub="org/a", license="mit", push_every_checkpoints=1)
     with pytest.raises(RuntimeError, match="is away"):
         Trainer(arguments, publish=hub.publish).run()
     assert [split for split, _ in hub.seen] == ["validation", "validation", "test"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,8 +73,9 @@ def on_the_hub(exported: Path, rows: list[dict[str, Any]]) -> Iterator[OnTheHub]
         patched.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patched.setattr(publishing, "check_clean_load", lambda folder: None)
         api = HfApi(endpoint=hub.url, token=TOKEN)
-        publish_model(Publication(exported, "org/tiny", rows[0]), api=api)
-        publish_model(Publication(exported, "org/secret", rows[0]), private=True, api=api)
+        publication = Publication(exported, "org/tiny", rows[0], license="mit")
+        publish_model(publication, api=api)
+        publish_model(replace(publication, repo_id="org/secret"), private=True, api=api)
         first = api.model_info("org/tiny").sha
     files = dict(hub.files("model", "org/tiny"))
     weights = {name: part + 0.5 for name, part in load_file(exported / "model.safetensors").items()}

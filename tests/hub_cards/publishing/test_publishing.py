@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def folder(exported: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def publication(folder: Path, rows) -> Publication:
-    return Publication(folder, "org/tiny", rows[0])
+    return Publication(folder, "org/tiny", rows[0], license="apache-2.0")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -141,7 +142,7 @@ def test_a_commit_whose_answer_is_lost_is_not_called_none(hub: HubServer, api: H
 def test_a_repository_without_an_owner_is_refused(
     hub: HubServer, api: HfApi, publication: Publication, repo_id: str, words: str
 ):
-    with pytest.raises(PublishError, match=words), staged(Publication(publication.model, repo_id)):
+    with pytest.raises(PublishError, match=words), staged(replace(publication, repo_id=repo_id)):
         pass
     with pytest.raises(PublishError, match=words):
         make_repository(api, repo_id, "model", private=True)
@@ -168,13 +169,11 @@ def test_what_shall_be_private_is_not_published_where_everybody_reads(
     assert hub.files("model", "org/tiny") == {"README.md": b"public"}
     hub.publish("model", "org/secret", {"README.md": b"private"}, "private")
     with pytest.raises(PublishError, match=r"does not let you write to org/secret.*HF_TOKEN"):
-        publish_model(
-            Publication(publication.model, "org/secret", publication.example), api=HfApi(hub.url, token="hf_x")
-        )
+        publish_model(replace(publication, repo_id="org/secret"), api=HfApi(hub.url, token="hf_x"))
     assert hub.files("model", "org/secret") == {"README.md": b"private"}
-    publish_model(Publication(publication.model, "org/new", publication.example), private=True, api=api)
+    publish_model(replace(publication, repo_id="org/new"), private=True, api=api)
     with pytest.raises(PublishError, match=r"does not let you write to org/new"):
-        publish_model(Publication(publication.model, "org/new", publication.example), api=HfApi(hub.url, token="hf_x"))
+        publish_model(replace(publication, repo_id="org/new"), api=HfApi(hub.url, token="hf_x"))
     assert api.token == TOKEN and api.model_info("org/new").private
 
 
@@ -187,9 +186,7 @@ def test_metadata_that_the_hub_refuses_are_refused_before_anything_is_uploaded(
     card.data.pipeline_tag = ["speech", "image"]
     card.save(tmp_path / "own.md")
     with pytest.raises(PublishError, match='"pipeline_tag" must be a string'):
-        publish_model(
-            Publication(publication.model, "org/tiny", publication.example, card=tmp_path / "own.md"), api=api
-        )
+        publish_model(replace(publication, card=tmp_path / "own.md", license=None), api=api)
     assert hub.files("model", "org/tiny") == {}
     assert not any(request.path.startswith("/lfs/") for request in hub.requests)
 
@@ -199,7 +196,7 @@ def test_galleries_are_published_and_the_task_is_theirs(publication: Publication
     model, processor = tiny_model(), tiny_processor()
     index = SpeechImageIndex.create(tmp_path / "index", model, processor, "image")
     index.add(Published.items([write_picture(tmp_path / f"{number}.png", number) for number in range(3)]))
-    with staged(Publication(publication.model, "org/tiny", publication.example, (str(tmp_path / "index"),))) as folder:
+    with staged(replace(publication, galleries=(str(tmp_path / "index"),))) as folder:
         assert (folder / "gallery" / "images" / "gallery.safetensors").is_file()
         card = ModelCard.load(folder / "README.md")
     assert card.data.pipeline_tag == "audio-classification"
@@ -207,7 +204,7 @@ def test_galleries_are_published_and_the_task_is_theirs(publication: Publication
     twice = (str(tmp_path / "index"), str(tmp_path / "index"))
     with (
         pytest.raises(ValueError, match=r"index and .*index are both indexes of pictures.*one gallery of each"),
-        staged(Publication(publication.model, "org/tiny", publication.example, twice)),
+        staged(replace(publication, galleries=twice)),
     ):
         pass
 
@@ -258,14 +255,36 @@ def test_without_figures_or_with_those_of_another_model_it_is_refused(publicatio
 def test_a_run_is_no_model_and_an_example_is_needed(publication: Publication, tmp_path: Path):
     with (
         pytest.raises(PublishError, match=r"holds no model.*the folder `model` of a run"),
-        staged(Publication(tmp_path, "org/tiny")),
+        staged(replace(publication, model=tmp_path)),
     ):
         pass
     with (
         pytest.raises(PublishError, match=r"no recording and no picture.*--examples"),
-        staged(Publication(publication.model, "org/tiny")),
+        staged(replace(publication, example=None)),
     ):
         pass
+
+
+def test_somebody_must_say_the_licence(publication: Publication):
+    said = r"licence.*--license apache-2\.0.*facebook/hubert-base-ls960 and facebook/dinov2-small, whose licences"
+    with pytest.raises(PublishError, match=said), staged(replace(publication, license=None)):
+        pass
+    (publication.model / "training.json").unlink()
+    with pytest.raises(PublishError, match=r"as the Hub names it: --license apache-2\.0, for instance\.$"):
+        publish_model(replace(publication, license=None))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_clone_of_a_published_repository_is_published_without_what_belongs_to_the_clone(publication: Publication):
+    with staged(publication) as folder:
+        clone = Path(shutil.copytree(folder, publication.model.with_name("clone")))
+    (clone / ".gitattributes").write_text("*.safetensors filter=lfs")
+    for place in (".git/hooks", ".cache/huggingface/download"):
+        (clone / place).mkdir(parents=True)
+        (clone / place / "config.json.metadata").write_text("0123\n")
+    with staged(replace(publication, model=clone, example=None)) as again:
+        assert not [path.name for path in again.iterdir() if path.name.startswith(".")]
+        assert (again / "examples" / "recording.wav").is_file()
 
 
 def test_weights_with_a_queue_among_them_are_refused(publication: Publication):
