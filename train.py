@@ -57,7 +57,7 @@ def publisher(arguments: TrainingArguments) -> Callable[[Path, Mapping[str, Any]
     make_repository(HfApi(), arguments.push_to_hub, "model", private=True)
 
     def publish(folder: Path, example: Mapping[str, Any]) -> str:
-        return publish_model(Publication(folder, arguments.push_to_hub, example))
+        return publish_model(Publication(folder, arguments.push_to_hub, example, license=arguments.license))
 
     return publish
 

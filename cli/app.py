@@ -75,7 +75,9 @@ def load_model(name: str) -> tuple[SpeechImageRetrievalModel, SpeechImageRetriev
         processor = SpeechImageRetrievalProcessor.from_pretrained(name, local_files_only=offline)
     except OSError as error:
         where = "" if Path(name).is_dir() else ", which is no folder here,"
-        raise ValueError(f"The model {name}{where} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"The model {name}{where} cannot be loaded: {' '.join(str(error).splitlines()[:2])}"
+        ) from error
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])
         raise ValueError(f"{name} lacks {len(missing)} of the model's weights, {missing[0]} first.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,7 +45,9 @@ def publish(
     card: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A card of your own in place of the one that is rendered.")
     ] = None,
-    license: Annotated[str, typer.Option(help="Licence of the weights, as the Hub names it.")] = "apache-2.0",
+    license: Annotated[
+        str | None, typer.Option(help="Licence of the weights, as the Hub names it; needed unless --card states it.")
+    ] = None,
     dataset: Annotated[
         list[str] | None, typer.Option(help="Hub id of training data, for the card; may be repeated.")
     ] = None,
@@ -118,7 +119,9 @@ def _example(model: Path, corpus: str | None) -> Mapping[str, Any] | None:
     if corpus is None and (model / "examples").is_dir():
         return None
     if corpus is None and (model / "evaluation.json").is_file():
-        corpus = json.loads((model / "evaluation.json").read_text(encoding="utf-8"))["protocol"]["corpus"]
+        from ..hub_cards.model_card import read_reports
+
+        corpus = read_reports(model)["evaluation.json"]["protocol"]["corpus"]
     if corpus is None:
         return None
     try:

@@ -14,8 +14,8 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from ..modeling.token_states import PackedStates, join
 from .sharing import of_all_processes, own_share
-from .states import PackedStates, join
 
 
 @dataclass(frozen=True)

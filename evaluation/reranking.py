@@ -9,19 +9,19 @@ and all pairs of both directions are scored together, each once, instead of one 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from rich.progress import track
 from torch import Tensor, nn
 
+from ..modeling.pair_scores import PAIRS_PER_BATCH, match_pairs
+from ..modeling.token_states import PackedStates
 from .embedding import inference
 from .recall import refuse_nan
-from .states import PackedStates
 
 ScoreRule = Literal["sim", "sim+sic"]
-# Token states of the pictures whose keys and values are in memory: those take 2 x layers times as much.
-_PROJECTED_STATES_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def rerank(
     *,
     score_rule: ScoreRule = "sim",
     temperature: float | None = None,
-    pairs_per_batch: int = 128,
+    pairs_per_batch: int = PAIRS_PER_BATCH,
     progress: bool = False,
 ) -> Reranked:
     """Re-rank the top k of every caption and of every image. A pair that both directions need is scored once.
@@ -112,7 +112,7 @@ def match_candidates(
     image_states: Tensor,
     top_k: int,
     *,
-    pairs_per_batch: int = 128,
+    pairs_per_batch: int = PAIRS_PER_BATCH,
     progress: bool = False,
 ) -> Matched:
     """The matching scores behind :func:`rerank`, whose arguments these are: what takes time, the same for all score
@@ -172,13 +172,12 @@ def score_pairs(
     speech: Tensor,
     image: Tensor,
     *,
-    pairs_per_batch: int = 128,
+    pairs_per_batch: int = PAIRS_PER_BATCH,
     progress: bool = False,
 ) -> Tensor:
     """Matching logits of any pairs: of caption `speech[i]` with image `image[i]`, (pairs,) both.
 
-    Every picture is projected once, and every clip goes through what does not depend on the picture once in a batch;
-    pairs of similar speech length share a batch, which is padded to its longest clip.
+    See :func:`..modeling.pair_scores.match_pairs`, which computes them.
 
     Returns:
         (pairs,) float32 on the CPU, in the order of the pairs.
@@ -186,30 +185,16 @@ def score_pairs(
     Raises:
         ValueError: a logit is NaN.
     """
-    by_clip = speech.argsort(stable=True)
-    order = by_clip[speech_states.lengths[speech[by_clip]].argsort(descending=True, stable=True)]
-    at_a_time = max(1, _PROJECTED_STATES_BYTES // (image_states[0].numel() * image_states.element_size()))
-    batches = [
-        (pictures, pairs)
-        for pictures in image.unique().split(at_a_time)
-        for pairs in order[torch.isin(image[order], pictures)].split(pairs_per_batch)
-    ]
-    logits, projected, pictures_projected = torch.empty(len(order)), None, None
     with inference(model):
-        for pictures, pairs in track(batches, "Re-ranking", disable=not progress):
-            if pictures is not pictures_projected:
-                projected = model.project_images(image_states[pictures].to(model.device, model.dtype))
-                pictures_projected = pictures
-            clips, clip_of_pair = speech[pairs].unique(return_inverse=True)
-            states, mask = speech_states.padded(clips)
-            scores = model.match(
-                states.to(model.device, model.dtype),
-                mask.to(model.device),
-                projected,
-                image_rows=torch.searchsorted(pictures, image[pairs]).to(model.device),
-                speech_rows=clip_of_pair.to(model.device),
-            )
-            logits[pairs] = scores.float().cpu()
+        logits = match_pairs(
+            model,
+            speech_states,
+            image_states,
+            speech,
+            image,
+            pairs_per_batch=pairs_per_batch,
+            track=partial(track, description="Re-ranking", disable=not progress),
+        )
     if logits.isnan().any():
         pair = int(logits.isnan().nonzero()[0])
         raise ValueError(
@@ -217,7 +202,7 @@ def score_pairs(
             f"({int(logits.isnan().sum())} of {len(logits)} pairs). Look for a diverged checkpoint, or for token "
             "states that overflow in float16."
         )
-    return logits
+    return logits.clone()  # as a tensor of inference mode, nobody could change it
 
 
 def coarse_to_fine_scores(coarse: Tensor, fine: Tensor, candidates: Tensor) -> Tensor:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from .examples import find_example
 from .refusal import PublishError
-from .staging import find_example
 
 _SCRIPT = """
-import base64, importlib.util, json, sys
+import base64, importlib.util, json, math, sys
 sys.modules["speech_image_retrieval"] = None  # an import of it fails, wherever it is installed
 folder, recording, picture = sys.argv[1:]
 media = {"audio": recording, "image": picture}
@@ -22,23 +23,28 @@ from transformers import AutoModel, AutoProcessor
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 model, loading = AutoModel.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
 with torch.no_grad():
-    speech = model.get_speech_features(**processor(audio=recording)).pooler_output[0].tolist()
-    image = model.get_image_features(**processor(images=[picture])).pooler_output[0].tolist()
+    speech = model.get_speech_features(**processor(audio=recording))
+    image = model.get_image_features(**processor(images=[picture]))
+    logits = model.match(speech.last_hidden_state, speech.attention_mask, image.last_hidden_state).tolist()
+embeddings = [part.pooler_output[0].tolist() for part in (speech, image)]
 found = {name: sorted(map(str, keys)) for name, keys in loading.items() if name.endswith("_keys") and keys}
 del model
 spec = importlib.util.spec_from_file_location("handler", folder + "/handler.py")
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 sent = {name: base64.b64encode(open(file, "rb").read()).decode() for name, file in media.items()}
-answer = module.EndpointHandler(folder)({"inputs": sent, "parameters": {"task": "embed"}})
-lengths = [float(torch.tensor(part).norm()) for part in (speech, image, answer["audio"], answer["image"])]
-print(json.dumps({"keys": found, "lengths": lengths}))
+handler = module.EndpointHandler(folder)
+answer = handler({"inputs": sent, "parameters": {"task": "embed"}})
+lengths = [float(torch.tensor(part).norm()) for part in (*embeddings, answer["audio"], answer["image"])]
+if all(map(math.isfinite, lengths + logits)):  # others it refuses
+    logits.append(handler({"inputs": sent, "parameters": {"task": "match"}})["match"])
+print(json.dumps({"keys": found, "lengths": lengths, "logits": logits}))
 """
 
 
 def check_clean_load(folder: Path) -> None:
-    """Load a staged folder by the code it carries, offline, and embed its example recording and picture, by the model
-    and by the handler of endpoints.
+    """Load a staged folder by the code it carries, offline, and embed and match its example recording and picture, by
+    the model and by the handler of endpoints.
 
     Raises:
         PublishError: that fails; the message ends in what Python said.
@@ -59,7 +65,7 @@ def check_clean_load(folder: Path) -> None:
     if done.returncode != 0:
         said = (done.stderr.strip() or "nothing").splitlines()[-1][:200]
         raise PublishError(
-            "The folder does not load by the code it carries, where this package is not installed. Export the model "
+            "The folder does not work by the code it carries, where this package is not installed. Export the model "
             f"again, by training or speech_image_retrieval.training.export.export_model. Python said: {said}"
         )
     found = json.loads(done.stdout.splitlines()[-1])
@@ -72,4 +78,9 @@ def check_clean_load(folder: Path) -> None:
         raise PublishError(
             f"The model gives the example embeddings of lengths {', '.join(map(str, found['lengths']))} instead of 1: "
             "its weights are damaged. Export it from a checkpoint that was well."
+        )
+    if not all(map(math.isfinite, found["logits"])):
+        raise PublishError(
+            "The matching score of the example recording and picture is no number: the weights of the multimodal "
+            "encoder are damaged. Export the model from a checkpoint that was well."
         )

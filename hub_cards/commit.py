@@ -11,11 +11,29 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import httpx, validate_repo_id
 
 from .refusal import PublishError
 
 _KEPT = ".gitattributes"  # the Hub's own, which says what is stored as a large file
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Refuse what is no id of a repository with its owner. The Hub would make a repository without one for whoever is
+    logged in, and then not find it by that name.
+
+    Raises:
+        PublishError: that.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        raise PublishError(f"{repo_id!r} is no id of a repository on the Hub. Such an id is like org/name.") from None
+    if "/" not in repo_id:
+        raise PublishError(
+            f"{repo_id!r} does not say whose repository it is. Put your organisation or user name before it: "
+            f"ORG/{repo_id}"
+        )
 
 
 def make_repository(api: HfApi, repo_id: str, kind: str, private: bool) -> bool:
@@ -26,8 +44,9 @@ def make_repository(api: HfApi, repo_id: str, kind: str, private: bool) -> bool:
         private: whether a new repository is; one that is there stays as it is.
 
     Raises:
-        PublishError: the Hub does not allow it.
+        PublishError: it is no id, or the Hub does not allow it.
     """
+    check_repo_id(repo_id)
     try:
         api.create_repo(
             repo_id,
@@ -37,7 +56,7 @@ def make_repository(api: HfApi, repo_id: str, kind: str, private: bool) -> bool:
             space_sdk="static" if kind == "space" else None,
         )
         return bool(api.repo_info(repo_id, repo_type=kind).private)
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
+    except (HfHubHTTPError, httpx.HTTPError, OSError) as error:
         raise explained(error, repo_id, "Nothing was uploaded") from error
 
 
@@ -64,8 +83,9 @@ def commit_folder(api: HfApi, folder: Path, repo_id: str, kind: str, revision: s
         revision: a branch, made from `main` if it is not there; None is `main`.
 
     Raises:
-        PublishError: the Hub did not take it; the branch is as it was.
+        PublishError: the Hub did not take it, or its answer did not arrive; the message says how the branch is.
     """
+    before = None
     try:
         if revision is not None:
             api.create_branch(repo_id, branch=revision, repo_type=kind, exist_ok=True)
@@ -84,8 +104,25 @@ def commit_folder(api: HfApi, folder: Path, repo_id: str, kind: str, revision: s
             revision=revision,
             parent_commit=before.sha,  # whoever published at the same time is not overwritten unseen
         ).commit_url
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
-        raise explained(error, repo_id, f"Its branch {revision or 'main'} is as it was") from error
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError, RuntimeError) as error:
+        state = _state_of_branch(api, repo_id, kind, revision, before.sha if before else None)
+        raise explained(error, repo_id, state) from error
+
+
+def _state_of_branch(api: HfApi, repo_id: str, kind: str, revision: str | None, before: str | None) -> str:
+    """How a branch is after a commit whose answer was an error, or did not arrive: it may have been made all the same.
+
+    Args:
+        before: its commit before; None if that was not known yet, and nothing was committed.
+    """
+    branch = f"Its branch {revision or 'main'}"
+    if before is None:
+        return f"{branch} is as it was"
+    try:
+        now = api.repo_info(repo_id, repo_type=kind, revision=revision).sha
+    except (HfHubHTTPError, httpx.HTTPError, OSError):
+        return f"{branch} may have changed or not: the Hub does not say"
+    return f"{branch} is as it was" if now == before else f"{branch} has changed, to commit {now}: look what it holds"
 
 
 def commit_card(api: HfApi, card: RepoCard, repo_id: str, kind: str, revision: str | None) -> str:
@@ -100,14 +137,12 @@ def commit_card(api: HfApi, card: RepoCard, repo_id: str, kind: str, revision: s
             repo_id, [operation], commit_message="Write the card", repo_type=kind, revision=revision
         ).commit_url
     except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
-        raise explained(error, repo_id, "Its card is as it was") from error
+        raise explained(error, repo_id, "All but its card is there") from error
 
 
 def explained(error: Exception, repo_id: str, state: str) -> PublishError:
     """What to tell of an error of the Hub, and in which `state` the repository is."""
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    if isinstance(error, HFValidationError):
-        return PublishError(f"{repo_id!r} is no id of a repository on the Hub. Such an id is like org/name.")
     if isinstance(error, RevisionNotFoundError):
         return PublishError(f"{repo_id} has no such branch. {state}. Give the name of a branch, not a tag or commit.")
     if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
@@ -117,7 +152,7 @@ def explained(error: Exception, repo_id: str, state: str) -> PublishError:
         )
     if status == 412:
         return PublishError(
-            f"Somebody else published to {repo_id} meanwhile. {state} as they left it. Look, and run again."
+            f"Somebody else published to {repo_id} meanwhile, and it is as they left it. Look, and run again."
         )
     said = (str(error).strip() or type(error).__name__).splitlines()
     return PublishError(f"The Hub did not take {repo_id}: {' '.join(said[:2])} {state}. Run the same command again.")

@@ -25,6 +25,10 @@ _TRAINING_STATE = re.compile(
 _PICKLED_SUFFIXES = frozenset(
     (".bin", ".ckpt", ".dill", ".h5", ".joblib", ".npy", ".npz", ".pickle", ".pkl", ".pt", ".pth", ".tar", ".zip")
 )
+CLONE = (".git", ".gitattributes", ".cache")
+"""What a folder has that was cloned or downloaded from the Hub, and is not published from it again."""
+
+_RECORDINGS = RECORDING_SUFFIXES | {".caf"}  # which endpoints take, too
 _UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError, EOFError)
 
 
@@ -38,6 +42,8 @@ def check_content(folder: Path) -> None:
     root = folder.resolve()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
+        if name.split("/")[0] in CLONE:
+            continue
         if not path.resolve().is_relative_to(root):
             raise PublishError(
                 f"{name} in {folder} is a link to {path.resolve()}, outside of the folder. Put the file itself there, "
@@ -80,7 +86,7 @@ def _open(path: Path, suffix: str) -> bool:
         with Image.open(path) as picture:
             picture.verify()
         return True
-    if suffix in RECORDING_SUFFIXES:
+    if suffix in _RECORDINGS:
         soundfile.info(path)
         return True
     if suffix == ".json":

@@ -12,7 +12,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, HfApi
 from ..corpora.check import inspect_corpus
 from ..corpora.check_table import HOW_TO_READ, split_rows
 from ..corpora.schema import load_corpus
-from .commit import commit_card, explained, make_repository_as_asked
+from .commit import check_repo_id, commit_card, explained, make_repository_as_asked
 from .known_licences import licences_of
 from .refusal import PublishError
 
@@ -49,8 +49,9 @@ def checked_card(folder: Path, repo_id: str, license: str, num_proc: int | None)
     """A corpus that is fit for use, and its card.
 
     Raises:
-        PublishError: it is not fit, see `sir corpus check`.
+        PublishError: it is not fit, see `sir corpus check`; or `repo_id` is no id.
     """
+    check_repo_id(repo_id)
     corpus = load_corpus(folder)
     check = inspect_corpus(corpus, num_proc=num_proc)
     if not check.fit:

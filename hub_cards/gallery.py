@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,23 @@ def ship_gallery(
     return write_gallery(index, folder, score_rule=score_rule, where=where)
 
 
+def refuse_two_of_a_kind(uris: Sequence[str]) -> None:
+    """A model ships one gallery of each modality: of two, the second would replace the first.
+
+    Raises:
+        ValueError: two of the indexes are of one modality.
+    """
+    seen: dict[str, str] = {}
+    for uri in uris:
+        modality = SpeechImageIndex.open(uri).info.modality
+        if modality in seen:
+            raise ValueError(
+                f"{seen[modality]} and {uri} are both indexes of {PLURAL[modality]}, and a model ships one gallery of "
+                "each kind. Add the sources of both to one index: sir index MODEL SOURCE --out INDEX"
+            )
+        seen[modality] = uri
+
+
 def write_gallery(
     index: SpeechImageIndex, folder: str | Path, *, score_rule: ScoreRule = "sim", where: str | None = None
 ) -> int:
@@ -78,7 +96,13 @@ def write_gallery(
         file = f"{place:04}{_SUFFIX[index.info.modality]}"
         (partial / MEDIA_FOLDER / file).write_bytes(row["preview"])
         items.append({"id": row["name"], "label": row["text"] or row["name"], "file": file})
-    stated = {"format": GALLERY_FORMAT, "modality": index.info.modality, "score_rule": score_rule, "items": items}
+    stated = {
+        "format": GALLERY_FORMAT,
+        "modality": index.info.modality,
+        "model": index.info.model_digest,
+        "score_rule": score_rule,
+        "items": items,
+    }
     (partial / ITEMS_FILE).write_text(json.dumps(stated, indent=1, ensure_ascii=False), encoding="utf-8")
     save_file(_tensors(rows, index.info.width), partial / TENSORS_FILE, metadata={"format": "pt"})
     shutil.rmtree(folder, ignore_errors=True)
@@ -95,14 +119,15 @@ def _rows(index: SpeechImageIndex, where: str | None) -> list[dict[str, Any]]:
     if len(names) > MAX_ITEMS:
         raise ValueError(
             f"{index.uri} has {len(names):,} {kind}; a gallery that ships with a model has at most {MAX_ITEMS:,}. "
-            "Select some of them by their columns: where=\"source LIKE '%holiday%'\". A larger one is served from the "
-            "index itself: sir app."
+            'Give an index of fewer, or select some of them in Python, where write_gallery takes where="source LIKE '
+            "'%holiday%'\". A larger one is served from the index itself: sir app."
         )
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(
             f"{len(twice)} names of {index.uri} are there more than once, the first {twice[0]!r}; answers could not "
-            "tell them apart. Select one source: where=\"source = '...'\"."
+            "tell them apart. Give an index of one source, or select one in Python, where write_gallery takes "
+            "where=\"source = '...'\"."
         )
     columns = ["name", "text", "preview", "embedding"]
     columns += ["token_count", "states"] if index.info.keep_states else []
@@ -119,4 +144,4 @@ def _tensors(rows: list[dict[str, Any]], width: int) -> dict[str, torch.Tensor]:
     return tensors
 
 
-__all__ = ["MAX_ITEMS", "ship_gallery", "write_gallery"]
+__all__ = ["MAX_ITEMS", "refuse_two_of_a_kind", "ship_gallery", "write_gallery"]

@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 from transformers import pipeline
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 TASK = "speech-image-retrieval"
 _MOST_ANSWERS = 100
 _MOST_RERANKED = 128
-_DEFAULTS = {"task": "retrieve", "top_k": 5, "rerank_top_k": 32}
+_DEFAULTS = {"task": "retrieve", "top_k": 5, "rerank_top_k": 32, "function_to_apply": "softmax"}
 _TASKS = ("retrieve", "embed", "match")
 _MEDIA = ("audio", "image")
+_GALLERIES = {"image": "gallery/images", "speech": "gallery/speech"}
+# What audio and image classification may do to logits, by the names that they give it.
+_FUNCTIONS = {"softmax": partial(torch.softmax, dim=0), "sigmoid": torch.sigmoid, "none": torch.clone}
 
 
 class BadRequest(ValueError):
@@ -35,13 +40,17 @@ class EndpointHandler:
 
     - bytes, base64 or a picture: that of audio and image classification. A recording is answered with the pictures of
       `gallery/images`, a picture with the recordings of `gallery/speech`: `[{"label", "score"}, ...]`, labels being
-      captions or names and scores adding up to 1 over all that were compared.
+      captions or names and scores adding up to 1 over all that were compared; unless `parameters.function_to_apply` is
+      "sigmoid" or "none" instead of "softmax".
     - `{"audio": base64}` or `{"image": base64}`: `parameters.task` "retrieve" gives the pipeline's answers, "embed"
       `{"audio": [...]}` or `{"image": [...]}`, or both.
     - both, with "match": `{"score", "match"}`, similarity and matching logit, the higher the better they fit.
 
     Files are given by content, never by path or address, of at most 10 MB, 30 s and 40 megapixels. Parameters are
-    `task`, `top_k` (1 to 100) and `rerank_top_k` (0 to 128).
+    `task`, `top_k` (1 to 100), `rerank_top_k` (0 to 128) and `function_to_apply`; null is as if one were not given.
+
+    Raises:
+        ValueError: a gallery that lies in the folder is damaged, or another model's.
     """
 
     def __init__(self, path: str = ""):
@@ -52,6 +61,12 @@ class EndpointHandler:
         self._read_recording = get_class_from_dynamic_module("uploads.read_recording", folder)
         self._read_picture = get_class_from_dynamic_module("uploads.read_picture", folder)
         self._modality_of = get_class_from_dynamic_module("pipeline_inputs.modality_of", folder)
+        # Read now, so that whoever starts the endpoint hears of damage, and no visitor that there is nothing to find.
+        self._galleries = {
+            modality: self._pipe.shipped_gallery(modality)
+            for modality, place in _GALLERIES.items()
+            if Path(folder, place).is_dir()
+        }
 
     def __call__(self, data: dict[str, Any]) -> list[dict[str, Any]] | dict[str, Any]:
         """
@@ -63,12 +78,13 @@ class EndpointHandler:
         """
         if not isinstance(data, Mapping) or data.get("inputs") is None:
             raise BadRequest("The request needs 'inputs': bytes, base64, or {'audio': base64} or {'image': base64}.")
-        task, top_k, rerank_top_k = _parameters(data.get("parameters"))
+        parameters = _parameters(data.get("parameters"))
+        task, ranking = parameters["task"], {name: parameters[name] for name in ("top_k", "rerank_top_k")}
         inputs = data["inputs"]
         if not isinstance(inputs, Mapping):
             if task != "retrieve":
                 raise BadRequest(f"The task {task!r} needs inputs like {{'audio': base64, 'image': base64}}.")
-            return self._classify(self._read(inputs), top_k, rerank_top_k)
+            return self._classify(self._read(inputs), _FUNCTIONS[parameters["function_to_apply"]], **ranking)
         media = self._media(inputs)
         if task == "embed":
             return {name: self._embed(medium) for name, medium in media.items()}
@@ -80,7 +96,7 @@ class EndpointHandler:
         if len(media) != 1:
             raise BadRequest("The task 'retrieve' has one query: give 'audio' or 'image'. Pairs are for 'match'.")
         (medium,) = media.values()
-        answers = self._retrieve(medium, top_k, rerank_top_k)
+        answers = self._retrieve(medium, **ranking)
         return [{name: answer[name] for name in ("id", "label", "score", "match")} for answer in answers]
 
     def _retrieve(self, query: Any, top_k: int, rerank_top_k: int) -> list[dict[str, Any]]:
@@ -89,21 +105,20 @@ class EndpointHandler:
 
     def _gallery_for(self, query: Any) -> Any:
         wanted = "image" if self._modality_of(query) == "speech" else "speech"
-        try:
-            return self._pipe.shipped_gallery(wanted)
-        except ValueError:
+        if wanted not in self._galleries:
             kind = "pictures" if wanted == "image" else "recordings"
-            raise BadRequest(
-                f"This model ships no gallery of {kind}. It answers the tasks 'embed' and 'match'."
-            ) from None
+            raise BadRequest(f"This model ships no gallery of {kind}. It answers the tasks 'embed' and 'match'.")
+        return self._galleries[wanted]
 
-    def _classify(self, query: Any, top_k: int, rerank_top_k: int) -> list[dict[str, Any]]:
+    def _classify(
+        self, query: Any, function: Callable[[Tensor], Tensor], top_k: int, rerank_top_k: int
+    ) -> list[dict[str, Any]]:
         gallery = self._gallery_for(query)
         answers = self._retrieve(query, len(gallery), rerank_top_k)
         # Those that were not re-ranked have no score to be compared with those that were.
         answers = [answer for answer in answers if answer["match"] is not None] or answers
         logits = torch.tensor([self._logit(answer, gallery.score_rule) for answer in answers])
-        scores = logits.softmax(dim=0).tolist()
+        scores = function(logits).tolist()
         return [{"label": answer["label"], "score": score} for answer, score in zip(answers, scores, strict=True)][
             :top_k
         ]
@@ -146,16 +161,17 @@ class EndpointHandler:
         return (self._read_picture if self._modality_of(sent) == "image" else self._read_recording)(sent, self._limits)
 
 
-def _parameters(given: Any) -> tuple[str, int, int]:
+def _parameters(given: Any) -> dict[str, Any]:
     if given is not None and not isinstance(given, Mapping):
         raise BadRequest("'parameters' must be an object.")
-    values = {**_DEFAULTS, **(given or {})}
+    values = {**_DEFAULTS, **{name: value for name, value in (given or {}).items() if value is not None}}
     unknown = sorted(str(name) for name in values if name not in _DEFAULTS)
     if unknown:
         raise BadRequest(f"There is no parameter {unknown[0]!r}; there are {', '.join(_DEFAULTS)}.")
-    if values["task"] not in _TASKS:
-        raise BadRequest(f"There is no task {values['task']!r}; there are {', '.join(_TASKS)}.")
+    for name, known in (("task", _TASKS), ("function_to_apply", tuple(_FUNCTIONS))):
+        if values[name] not in known:
+            raise BadRequest(f"There is no {name} {values[name]!r}; there are {', '.join(known)}.")
     for name, low, high in (("top_k", 1, _MOST_ANSWERS), ("rerank_top_k", 0, _MOST_RERANKED)):
         if type(values[name]) is not int or not low <= values[name] <= high:
             raise BadRequest(f"{name!r} must be a whole number from {low} to {high}.")
-    return values["task"], values["top_k"], values["rerank_top_k"]
+    return values

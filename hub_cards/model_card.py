@@ -16,6 +16,7 @@ from ..evaluation.report_text import interval, protocol_lines
 from ..evaluation.standard_pools import corpus_name
 from ..modeling.shipped_gallery import GALLERY_FOLDERS
 from ..processing.processing_speech_image_retrieval import MAX_CHUNKS
+from .examples import find_example
 from .known_licences import licences_of
 from .refusal import PublishError
 
@@ -40,11 +41,30 @@ def read_reports(folder: Path) -> dict[str, dict[str, Any]]:
     reports = {path.name: _read(path) for path in paths}
     for name, report in reports.items():
         path = folder / name
-        if not isinstance(report, dict) or not {"pool", "corpus", "split"} <= set(report.get("protocol", ())):
+        protocol = report.get("protocol") if isinstance(report, dict) else None
+        if not isinstance(protocol, dict) or not {"pool", "corpus", "split"} <= set(protocol):
             raise PublishError(f"{path} does not state its pool, as reports do now. Measure the model again: {how}")
         if "intervals" not in report:
             raise PublishError(f"{path} has no intervals, as reports have now. Measure the model again: {how}")
+        try:
+            eval_results(published_report(report))
+            _as_table(report)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise PublishError(
+                f"{path} is no report of sir evaluate, or a damaged one: {type(error).__name__}, {error}. Measure the "
+                f"model again: {how}"
+            ) from error
     return reports
+
+
+def read_training(folder: Path) -> dict[str, Any]:
+    """What training noted of itself, see :mod:`..training.record`; nothing if it is not there."""
+    return _read(folder / "training.json") if (folder / "training.json").is_file() else {}
+
+
+def backbones_of(training: Mapping[str, Any]) -> list[str]:
+    """Hub ids of the pretrained encoders that training began with."""
+    return [training[name] for name in ("speech_backbone", "vision_backbone") if name in training]
 
 
 def published_report(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,11 +98,11 @@ def render_model_card(
     """
     config = _read(folder / "config.json")
     processor = _read(folder / "processor_config.json")
-    training = _read(folder / "training.json") if (folder / "training.json").is_file() else {}
+    training = read_training(folder)
     corpus = training.get("corpus") or reports[0]["protocol"]["corpus"]
     galleries = [modality for modality, place in GALLERY_FOLDERS.items() if (folder / place).is_dir()]
-    backbones = [training[name] for name in ("speech_backbone", "vision_backbone") if name in training]
-    recording, picture = (next((folder / "examples").glob(f"{kind}.*")) for kind in ("recording", "picture"))
+    backbones = backbones_of(training)
+    recording, picture = (find_example(folder, kind) for kind in ("recording", "picture"))
     data = ModelCardData(
         model_name=repo_id.split("/")[-1],
         language=sorted({tag.split("-")[0] for tag in training.get("languages", ())}) or None,
@@ -228,4 +248,7 @@ def _cells(summary: Mapping[str, float], bounds: Mapping[str, Sequence[float]]) 
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PublishError(f"{path} is no JSON: {error}. Write it again.") from error

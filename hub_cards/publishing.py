@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +14,20 @@ from huggingface_hub import HfApi
 
 from ..evaluation.model_identity import model_identity
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
+from ..modeling.shipped_gallery import GALLERY_FOLDERS, read_gallery
 from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
 from .clean_load import check_clean_load
-from .commit import commit_folder, make_repository_as_asked
+from .commit import check_repo_id, commit_folder, make_repository_as_asked
 from .content import check_content
-from .model_card import check_metadata, own_card, published_report, read_reports, render_model_card
+from .model_card import (
+    backbones_of,
+    check_metadata,
+    own_card,
+    published_report,
+    read_reports,
+    read_training,
+    render_model_card,
+)
 from .refusal import PublishError
 from .staging import replace_file, stage_model
 
@@ -33,7 +42,7 @@ class Publication:
         example: a row of a corpus whose recording and picture are shown and tried; None takes those of the model.
         galleries: indexes of pictures or of recordings that are published with the model.
         card: a card of your own in place of the one that is rendered.
-        license: of the weights, as the Hub names it.
+        license: of the weights, as the Hub names it; needed for the card that is rendered.
         datasets: Hub ids of the training data, for the card.
     """
 
@@ -42,7 +51,7 @@ class Publication:
     example: Mapping[str, Any] | None = None
     galleries: Sequence[str] = ()
     card: Path | None = None
-    license: str = "apache-2.0"
+    license: str | None = None
     datasets: Sequence[str] = ()
 
 
@@ -54,11 +63,18 @@ def staged(publication: Publication) -> Iterator[Path]:
         PublishError: something must not be published, or is missing.
     """
     model = publication.model
+    check_repo_id(publication.repo_id)
     if not (model / "config.json").is_file():
         raise PublishError(f"{model} holds no model: there is no config.json in it. Give the folder `model` of a run.")
     check_content(model)
+    _check_license(publication)
     reports = read_reports(model)
-    _check_reports_are_of(model, reports.values())
+    fingerprint = model_identity(
+        SpeechImageRetrievalModel.from_pretrained(model), SpeechImageRetrievalProcessor.from_pretrained(model)
+    )
+    _check_reports_are_of(model, reports, fingerprint)
+    if not publication.galleries:  # which replace those of the folder, and are checked when they are opened
+        _check_galleries_are_of(model, fingerprint)
     with tempfile.TemporaryDirectory(prefix=".publishing-", dir=model.resolve().parent) as place:
         folder = Path(place) / "model"
         rule = reports["evaluation.json"]["protocol"]["score_rule"] or "sim"
@@ -97,7 +113,7 @@ def publish_model(
         revision: a branch, made if it is not there; None is `main`.
 
     Raises:
-        PublishError: see :func:`staged`; or the Hub did not take it, and is as it was.
+        PublishError: see :func:`staged`; or the Hub did not take it.
     """
     api = api or HfApi()
     with staged(publication) as folder:
@@ -106,16 +122,46 @@ def publish_model(
         return commit_folder(api, folder, publication.repo_id, "model", revision, f"Publish {publication.model.name}")
 
 
-def _check_reports_are_of(folder: Path, reports: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse figures of another model, as far as the reports say of which they are."""
-    stated = {report["protocol"].get("checkpoint", {}).get("fingerprint") for report in reports} - {None}
-    if not stated:
+def _check_license(publication: Publication) -> None:
+    """Refuse weights of which nobody said the licence: nothing here can know what whoever publishes them may grant."""
+    if publication.license or publication.card:
         return
-    model = SpeechImageRetrievalModel.from_pretrained(folder)
-    fingerprint = model_identity(model, SpeechImageRetrievalProcessor.from_pretrained(folder))
-    if stated != {fingerprint}:
-        raise PublishError(
-            f"evaluation.json in {folder} is about another model: weights, configuration or preprocessing have "
-            f"changed since. Measure it again: sir evaluate {folder} --corpus CORPUS --score-rule validation "
-            f"--json {folder}/evaluation.json"
+    backbones = backbones_of(read_training(publication.model))
+    bound = f" Training began with {' and '.join(backbones)}, whose licences hold for them, too." if backbones else ""
+    raise PublishError(
+        "Say under which licence the weights are published, as the Hub names it: --license apache-2.0, for instance."
+        + bound
+    )
+
+
+def _check_reports_are_of(folder: Path, reports: Mapping[str, Mapping[str, Any]], fingerprint: str) -> None:
+    """Refuse figures of another model, and figures that do not say of which model they are."""
+    for name, report in reports.items():
+        stated = (report["protocol"].get("checkpoint") or {}).get("fingerprint")
+        if stated == fingerprint:
+            continue
+        problem = (
+            "does not say which model it is about"
+            if stated is None
+            else "is about another model: weights, configuration or preprocessing have changed since"
         )
+        raise PublishError(
+            f"{name} in {folder} {problem}. Measure it again: sir evaluate {folder} --corpus CORPUS --score-rule "
+            f"validation --json {folder / name}"
+        )
+
+
+def _check_galleries_are_of(folder: Path, fingerprint: str) -> None:
+    """Refuse galleries that lie in a model's folder and are damaged, or are of another model."""
+    for place in GALLERY_FOLDERS.values():
+        if not (folder / place).is_dir():
+            continue
+        try:
+            gallery = read_gallery(folder / place)
+        except ValueError as error:
+            raise PublishError(str(error)) from error
+        if gallery.model != fingerprint:
+            raise PublishError(
+                f"The gallery {folder / place} is of another model, or does not say of which. Publish it from an "
+                "index of this one, --gallery INDEX, or remove it."
+            )

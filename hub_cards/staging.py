@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import soundfile
-from PIL import Image
-
 from ..evaluation.reranking import ScoreRule
-from .refusal import PublishError
+from .content import CLONE
+from .examples import check_examples, write_example
 
 ENDPOINT_FILES = (Path(__file__).with_name("handler.py"), Path(__file__).with_name("requirements.txt"))
 """What Inference Endpoints run and install."""
@@ -33,22 +30,20 @@ def stage_model(
         score_rule: what orders re-ranked answers from them.
 
     Raises:
-        PublishError: there is no example.
+        PublishError: there is no example, or one that an endpoint would not take.
     """
-    shutil.copytree(model, folder, copy_function=_link_or_copy, dirs_exist_ok=True)
+    shutil.copytree(model, folder, ignore=_ignore_clone_of(model), copy_function=_link_or_copy, dirs_exist_ok=True)
     for path in ENDPOINT_FILES:
         replace_file(folder / path.name, path.read_bytes())
     if example is not None:
-        _write_example(example, folder / "examples")
-    elif len(list((model / "examples").glob("*"))) < 2:
-        raise PublishError(
-            f"There is no recording and no picture to show and try {model} with. Give a corpus that has them: "
-            "--examples CORPUS"
-        )
+        write_example(example, folder)
+    else:
+        check_examples(model)
     if galleries:
         shutil.rmtree(folder / "gallery", ignore_errors=True)  # those of the model itself, which are links
-        from .gallery import ship_gallery  # needs LanceDB
+        from .gallery import refuse_two_of_a_kind, ship_gallery  # needs LanceDB
 
+        refuse_two_of_a_kind(galleries)
         for uri in galleries:
             ship_gallery(uri, folder, score_rule=score_rule)
 
@@ -59,23 +54,9 @@ def replace_file(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def find_example(folder: Path, kind: str) -> Path:
-    """The `recording` or the `picture` among the examples of a staged folder."""
-    return next((folder / "examples").glob(f"{kind}.*"))
-
-
-def _write_example(row: Mapping[str, Any], folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    recording, picture = (_encoded(row[name]) for name in ("audio", "image"))
-    kind = soundfile.info(io.BytesIO(recording)).format.lower()
-    (folder / f"recording.{kind}").write_bytes(recording)
-    with Image.open(io.BytesIO(picture)) as opened:
-        (folder / f"picture.{(opened.format or 'png').lower()}").write_bytes(picture)
-
-
-def _encoded(media: Mapping[str, Any]) -> bytes:
-    return media["bytes"] if media["bytes"] is not None else Path(media["path"]).read_bytes()
+def _ignore_clone_of(model: Path) -> Callable[[str, list[str]], set[str]]:
+    """What `shutil.copytree` leaves out: that a folder was cloned from the Hub."""
+    return lambda folder, names: set(names) & set(CLONE) if Path(folder) == model else set()
 
 
 def _link_or_copy(source: str, target: str) -> None:

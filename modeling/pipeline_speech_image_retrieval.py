@@ -12,18 +12,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformers import Pipeline
 from transformers.dynamic_module_utils import custom_object_save
 
-from .padding import mask_of_lengths
+from .pair_scores import match_pairs
 from .pipeline_inputs import as_processor_reads, common_modality, is_one, name_of
 from .shipped_gallery import PLURAL, Gallery, Modality, find_gallery
+from .token_states import PackedStates, join
 
 TASK = "speech-image-retrieval"
 RERANK_TOP_K = 32
 _BATCH_SIZE = 16
-_PAIRS_AT_A_TIME = 128
 _OTHER: dict[Modality, Modality] = {"image": "speech", "speech": "image"}
 
 
@@ -110,20 +109,26 @@ class SpeechImageRetrievalPipeline(Pipeline):
         items = list(items)
         modality = common_modality(items, what)
         size = batch_size or self._batch_size or _BATCH_SIZE
-        embeddings, states = [], []
+        embeddings, states, lengths = [], [], []
         for start in range(0, len(items), size):
             batch = self.preprocess(items[start : start + size], modality, sampling_rate, what=what, first=start)
             output = self.forward(batch, keep_states=keep_states)
             embeddings.append(output["embeddings"])
-            if keep_states:
-                states += [of_item[mask] for of_item, mask in zip(output["states"], output["mask"], strict=True)]
+            if keep_states and modality == "image":
+                states.append(output["states"])
+            elif keep_states:
+                states.append(output["states"][output["mask"]])
+                lengths.append(output["mask"].sum(dim=1))
         names = [name_of(item, place) for place, item in enumerate(items)] if labels is None else list(labels)
         if len(names) != len(items):
             raise ValueError(f"{len(names)} labels were given for {len(items)} {PLURAL[modality]}")
+        packed = None
+        if keep_states:
+            packed = join(states) if modality == "image" else PackedStates.from_tokens(join(states), join(lengths))
         return Gallery(
             modality=modality,
             embeddings=torch.cat(embeddings),
-            states=states if keep_states else None,
+            states=packed,
             ids=range(len(items)),
             labels=names,
             files=[None] * len(items),
@@ -179,10 +184,8 @@ class SpeechImageRetrievalPipeline(Pipeline):
         output = encode(**inputs, pooled_only=not keep_states)
         if not keep_states:
             return {"embeddings": output.pooler_output.float()}
-        states, mask = output.last_hidden_state, getattr(output, "attention_mask", None)
-        every_token = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
-        mask = every_token if mask is None else mask
-        return {"embeddings": output.pooler_output.float(), "states": states, "mask": mask}
+        found = {"embeddings": output.pooler_output.float(), "states": output.last_hidden_state}
+        return found if "pixel_values" in inputs else {**found, "mask": output.attention_mask}
 
     def postprocess(
         self,
@@ -199,24 +202,15 @@ class SpeechImageRetrievalPipeline(Pipeline):
         if not coarse.isfinite().all():
             raise ValueError("A similarity is not finite. Look for a diverged checkpoint.")
         order = coarse.argsort(dim=1, descending=True, stable=True)
-        answers = []
-        for query, places in enumerate(order):
-            reranked = places[:rerank_top_k]
-            match = fine = torch.empty(0)
-            if rerank_top_k:
-                match = self._match(queries.states[query], [gallery.states[place] for place in reranked], gallery)
-                added = coarse[query, reranked] / self.model.temperature.item() if rule == "sim+sic" else 0
-                fine = match + added
-            by_fine = [*fine.argsort(descending=True, stable=True).tolist(), *range(len(reranked), len(places))]
-            answers.append(
-                [
-                    _answer(
-                        gallery, int(places[rank]), coarse[query], float(match[rank]) if rank < len(match) else None
-                    )
-                    for rank in by_fine[:top_k]
-                ]
-            )
-        return answers
+        reranked = order[:, :rerank_top_k]
+        match = self._match(queries, gallery, reranked) if rerank_top_k else torch.empty(len(order), 0)
+        added = coarse.gather(1, reranked) / self.model.temperature.item() if rule == "sim+sic" else 0
+        by_fine = (match + added).argsort(dim=1, descending=True, stable=True)
+        others = torch.arange(reranked.shape[1], order.shape[1]).expand(len(order), -1)
+        return [
+            [_answer(gallery, int(order[query, rank]), coarse[query], match[query, rank : rank + 1]) for rank in ranks]
+            for query, ranks in enumerate(torch.cat([by_fine, others], dim=1)[:, :top_k].tolist())
+        ]
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Model, processor and code, without a gallery."""
@@ -248,33 +242,16 @@ class SpeechImageRetrievalPipeline(Pipeline):
             )
         return candidates
 
-    @torch.inference_mode()
-    def _match(self, query: Tensor, candidates: Sequence[Tensor], gallery: Gallery) -> Tensor:
-        """Matching logits (candidates,) of one query's states (tokens, width) with those of each candidate."""
-        logits = [
-            self._match_some(query, candidates[start : start + _PAIRS_AT_A_TIME], gallery.modality)
-            for start in range(0, len(candidates), _PAIRS_AT_A_TIME)
-        ]
-        logits = torch.cat(logits).float().cpu()
+    def _match(self, queries: Gallery, gallery: Gallery, places: Tensor) -> Tensor:
+        """Matching logits (queries, candidates) of every query with the candidates at its `places`."""
+        query, candidate = torch.arange(len(places)).repeat_interleave(places.shape[1]), places.flatten()
+        if gallery.modality == "image":
+            logits = match_pairs(self.model, queries.states, gallery.states, query, candidate)
+        else:
+            logits = match_pairs(self.model, gallery.states, queries.states, candidate, query)
         if logits.isnan().any():
             raise ValueError("A matching logit is NaN. Look for a diverged checkpoint, or states that overflow.")
-        return logits
-
-    def _match_some(self, query: Tensor, candidates: Sequence[Tensor], modality: Modality) -> Tensor:
-        each = torch.arange(len(candidates), device=self.model.device)
-        only = torch.zeros_like(each)
-        speech, images = ([query], candidates) if modality == "image" else (candidates, [query])
-        lengths = torch.tensor([len(clip) for clip in speech], device=self.model.device)
-        return self.model.match(
-            self._on_device(pad_sequence(list(speech), batch_first=True)),
-            mask_of_lengths(lengths, int(lengths.max())),
-            self._on_device(torch.stack(list(images))),
-            image_rows=each if modality == "image" else only,
-            speech_rows=only if modality == "image" else each,
-        )
-
-    def _on_device(self, states: Tensor) -> Tensor:
-        return states.to(self.model.device, self.model.dtype)
+        return logits.view(places.shape)
 
 
 def _checked_options(gallery: Gallery, top_k: int, rerank_top_k: int | None, score_rule: str) -> int:
@@ -292,8 +269,10 @@ def _checked_options(gallery: Gallery, top_k: int, rerank_top_k: int | None, sco
     return rerank_top_k
 
 
-def _answer(gallery: Gallery, place: int, coarse: Tensor, match: float | None) -> dict[str, Any]:
-    answer = {"score": float(coarse[place]), "match": match, "id": gallery.ids[place], "label": gallery.labels[place]}
+def _answer(gallery: Gallery, place: int, coarse: Tensor, match: Tensor) -> dict[str, Any]:
+    """`coarse` (candidates,) are similarities; `match` holds the matching logit, or nothing if not re-ranked."""
+    scores = {"score": float(coarse[place]), "match": float(match) if len(match) else None}
+    answer = {**scores, "id": gallery.ids[place], "label": gallery.labels[place]}
     return answer if gallery.files[place] is None else {**answer, "file": str(gallery.files[place])}
 
 

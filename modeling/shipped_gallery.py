@@ -10,12 +10,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from .token_states import PackedStates
 
 Modality = Literal["image", "speech"]
 
@@ -33,19 +37,22 @@ class Gallery:
 
     Attributes:
         embeddings: (items, projection) float32, unit length.
-        states: for each item (tokens, width), which re-ranking needs; None if they were not kept.
+        states: token states, which re-ranking needs: (pictures, tokens, width), or those of recordings packed; None if
+            they were not kept.
         ids, labels: of each item; a label is its caption or its name.
         files: what is shown of each item, None if there is nothing.
         score_rule: what orders re-ranked items if the caller does not say.
+        model: fingerprint of the model that encoded a shipped gallery; None if it is not stated.
     """
 
     modality: Modality
     embeddings: Tensor
-    states: Sequence[Tensor] | None
+    states: Tensor | PackedStates | None
     ids: Sequence[Any]
     labels: Sequence[str]
     files: Sequence[Path | None]
     score_rule: str = "sim"
+    model: str | None = None
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -66,7 +73,7 @@ def find_gallery(model: str, modality: Modality, **hub_options: Any) -> Gallery:
         folder = Path(snapshot_download(model, allow_patterns=f"{wanted}/*", **hub_options))
     else:
         folder = Path(model)
-    if not model or not Path(folder, wanted, ITEMS_FILE).is_file():
+    if not model or not Path(folder, wanted).is_dir():
         offline = " or, without a connection, none of it is in the cache" if model else ""
         raise ValueError(
             f"{model or 'This model'} ships no gallery of {PLURAL[modality]}{offline}. Pass candidates=[...], the "
@@ -78,9 +85,16 @@ def find_gallery(model: str, modality: Modality, **hub_options: Any) -> Gallery:
 def read_gallery(folder: str | Path) -> Gallery:
     """
     Raises:
-        ValueError: files of another format, or that do not belong together.
+        ValueError: files of another format, that are damaged or missing, or that do not belong together.
     """
-    folder = Path(folder)
+    try:
+        return _read(Path(folder))
+    except (OSError, LookupError, TypeError, AttributeError, RuntimeError, JSONDecodeError, SafetensorError) as error:
+        said = f"{type(error).__name__}, {error}"
+        raise ValueError(f"The gallery {folder} is damaged or lacks a part: {said}. Write it again.") from error
+
+
+def _read(folder: Path) -> Gallery:
     stated = json.loads((folder / ITEMS_FILE).read_text(encoding="utf-8"))
     if stated.get("format") != GALLERY_FORMAT:
         raise ValueError(
@@ -90,10 +104,12 @@ def read_gallery(folder: str | Path) -> Gallery:
     items, tensors = stated["items"], load_file(folder / TENSORS_FILE)
     states = None
     if "states" in tensors:
-        lengths = tensors["lengths"].tolist()
-        if len(lengths) != len(items) or sum(lengths) != len(tensors["states"]):
+        lengths = tensors["lengths"]
+        if len(lengths) != len(items) or int(lengths.sum()) != len(tensors["states"]):
             raise ValueError(f"{folder}: the token states do not belong to the items. Write the gallery again.")
-        states = tensors["states"].split(lengths)
+        states = PackedStates.from_tokens(tensors["states"], lengths)
+        if stated["modality"] == "image":  # pictures have equally many tokens each
+            states = states.tokens.view(len(items), int(lengths[0]), -1)
     if len(tensors["embeddings"]) != len(items):
         raise ValueError(
             f"{folder} names {len(items)} items and has {len(tensors['embeddings'])} embeddings. Write it again."
@@ -106,6 +122,7 @@ def read_gallery(folder: str | Path) -> Gallery:
         labels=[item["label"] for item in items],
         files=[_inside(folder, item["file"]) for item in items],
         score_rule=stated["score_rule"],
+        model=stated.get("model"),
     )
 
 

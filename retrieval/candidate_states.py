@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..evaluation import PackedStates
 from ..evaluation.embedding import read_batch
-from ..evaluation.states import join
+from ..modeling.token_states import join
 from .encoding import encode_inputs
 from .index_table import IndexInfo, IndexProblem
 from .sources import is_unchanged

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..evaluation.embedding import inference, inputs_for
-from ..evaluation.states import PackedStates
+from ..modeling.token_states import PackedStates
 from ..processing.media import load_image, load_speech
 from .checksums import COLUMN, row_checksums
 from .previews import flac, thumbnail

@@ -41,6 +41,6 @@ def run(hub: HubServer, home: Path, script: str, token: str | None = ANYONE) -> 
     if token:
         own["HF_TOKEN"] = token
     command = [sys.executable, "-c", LOOPBACK_ONLY + textwrap.dedent(script)]
-    done = subprocess.run(command, env=own, cwd=home, capture_output=True, text=True)
+    done = subprocess.run(command, env=own, cwd=home, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
     return ast.literal_eval(done.stdout.splitlines()[-1])

@@ -90,11 +90,13 @@ class HubServer:
     Attributes:
         requests: what it was asked for, oldest first.
         failures: path -> the status of an error that it is answered with; of 0, the connection is closed instead.
+        lost_answers: paths of which what was asked for is done, and the connection closed instead of an answer.
     """
 
     def __init__(self):
         self.requests: list[Request] = []
         self.failures: dict[str, int] = {}
+        self.lost_answers: set[str] = set()
         self._repositories: dict[tuple[str, str], Repository] = {}
         self._large: dict[str, bytes] = {}
         self._lock = threading.Lock()
@@ -128,7 +130,8 @@ class HubServer:
             try:
                 for pattern, answer in self._routes.items():
                     if match := re.fullmatch(pattern, request.path):
-                        return answer(request, **match.groupdict())
+                        reply = answer(request, **match.groupdict())
+                        return Reply(status=0) if request.path in self.lost_answers else reply
             except Refusal as refusal:
                 return refusal.reply
         return Refusal(404, "NoSuchRoute").reply

@@ -115,6 +115,7 @@ class TrainingArguments:
     checkpoint_every_epochs: int = 1
     checkpoint_every_steps: int | None = None  # also within epochs, for long ones
     push_to_hub: str | None = None  # Hub id the best model is published to at the end; private if new
+    license: str | None = None  # of the weights, as the Hub names it; what is published needs one
     push_every_checkpoints: int | None = None  # also with every n-th checkpoint, with the figures of validation
     seed: int = 0
 
@@ -155,6 +156,11 @@ class TrainingArguments:
             raise ArgumentError("group_size above 1 mines neighbours in the queue: set queue_size above 0")
         if self.alpha and self.momentum is None:
             raise ArgumentError("alpha mixes in the teacher's targets: set momentum, or alpha=0")
+        if self.push_to_hub and not self.license:
+            raise ArgumentError(
+                "push_to_hub publishes the weights: set license with it, as the Hub names it, such as "
+                "license=apache-2.0. What the licences of backbones and corpus ask for holds for the weights, too"
+            )
         if self.push_every_checkpoints and self.push_to_hub is None:
             raise ArgumentError("push_every_checkpoints says how often to publish: set push_to_hub with it")
         if not 0 <= self.alpha <= 1:

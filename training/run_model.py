@@ -70,6 +70,8 @@ class RunModel:
         """Replace the folder by this model, with its figures until the test splits are measured, and what is known of
         its training."""
         export_model(model, self._processor, self.folder)
+        exported = SpeechImageRetrievalModel.from_pretrained(self.folder)  # without LoRA, as whoever loads it has it
+        report["protocol"]["checkpoint"] = self._checkpoint(exported)
         _write_json(report, self.folder / "evaluation.json")
         _write_json(record, self.folder / "training.json")
 
@@ -97,13 +99,10 @@ class RunModel:
             if split.startswith("test")
         }
         if PartialState().is_main_process:
-            self._leave(reports, model)
+            self._leave(reports, self._checkpoint(model))
         return reports["test"]
 
-    def _leave(self, reports: Mapping[str, dict[str, Any]], model: SpeechImageRetrievalModel) -> None:
-        processor = SpeechImageRetrievalProcessor.from_pretrained(self.folder)
-        # Not where the run's folder is: the same run leaves the same report.
-        checkpoint = {"name": self.folder.name, "fingerprint": model_identity(model, processor)}
+    def _leave(self, reports: Mapping[str, dict[str, Any]], checkpoint: dict[str, str]) -> None:
         for split, report in reports.items():
             report["protocol"]["checkpoint"] = checkpoint
             name = f"evaluation{split.removeprefix('test')}.json"
@@ -114,6 +113,12 @@ class RunModel:
         self._console.print(f"Model: {self.folder}  Figures: {self._output_dir / 'evaluation.json'}")
         if self._publish is not None:
             self._publish(self.folder, self._corpus["test"][0])
+
+    def _checkpoint(self, model: SpeechImageRetrievalModel) -> dict[str, str]:
+        """How reports say which model they are about. Not where the run's folder is: the same run leaves the same
+        report."""
+        processor = SpeechImageRetrievalProcessor.from_pretrained(self.folder)
+        return {"name": self.folder.name, "fingerprint": model_identity(model, processor)}
 
     def _evaluate(
         self, model: SpeechImageRetrievalModel, split: str, rows: Dataset | FeatureRows, rerank_top_k: int

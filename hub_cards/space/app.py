@@ -17,8 +17,10 @@ import gradio as gr
 from PIL import Image
 from transformers import pipeline
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers.utils import has_file
 
 Image.MAX_IMAGE_PIXELS = 40_000_000  # Gradio opens what is sent before anything here can look at it
+_GALLERIES = {"image": "gallery/images", "speech": "gallery/speech"}
 _ANSWERS = 12
 _MAX_BYTES = 10_000_000
 _KEPT_SECONDS = 1800
@@ -97,7 +99,7 @@ def build_page() -> gr.Blocks:
 
         return search
 
-    galleries = {modality: _gallery(pipe, modality) for modality in ("image", "speech")}
+    galleries = {modality: _gallery(pipe, model, modality) for modality in _GALLERIES}
     if not any(galleries.values()):
         raise SystemExit(f"{model['model']} ships no gallery to search. Publish it with one.")
     with gr.Blocks(title=_TITLE, analytics_enabled=False, delete_cache=(_KEPT_SECONDS, _KEPT_SECONDS)) as page:
@@ -115,12 +117,14 @@ def build_page() -> gr.Blocks:
     return page.queue(max_size=16, default_concurrency_limit=1)
 
 
-def _gallery(pipe: Any, modality: str) -> int:
-    """How many items it has; 0 for none."""
-    try:
-        return len(pipe.shipped_gallery(modality))
-    except ValueError:
-        return 0
+def _gallery(pipe: Any, model: dict[str, str], modality: str) -> int:
+    """How many items it has; 0 for none.
+
+    Raises:
+        ValueError: it is damaged, or another model's.
+    """
+    there = has_file(model["model"], f"{_GALLERIES[modality]}/gallery.json", revision=model.get("revision"))
+    return len(pipe.shipped_gallery(modality)) if there else 0
 
 
 def _build_tab(upload: gr.components.Component, search: Callable, count: int, what: str) -> None:

@@ -6,13 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from speech_image_retrieval.evaluation import PackedStates, encode_images, encode_speech, reranking
+from speech_image_retrieval.evaluation import PackedStates, encode_images, encode_speech
 from speech_image_retrieval.evaluation.reranking import (
     coarse_to_fine_scores,
     rerank,
     score_pairs,
     top_k_candidates,
 )
+from speech_image_retrieval.modeling import pair_scores
 
 FLOATS = st.floats(width=32, allow_nan=False)
 
@@ -94,7 +95,7 @@ def test_batches_do_not_change_logits(model, gallery, pairs_per_batch, pictures_
     shuffled = torch.randperm(len(speech), generator=torch.Generator().manual_seed(0))
     speech, image = speech[shuffled], image[shuffled]
     one_picture = image_states[0].numel() * image_states.element_size()
-    monkeypatch.setattr(reranking, "_PROJECTED_STATES_BYTES", pictures_at_a_time * one_picture)
+    monkeypatch.setattr(pair_scores, "_PROJECTED_STATES_BYTES", pictures_at_a_time * one_picture)
     project, projected = model.project_images, []
     monkeypatch.setattr(model, "project_images", lambda states: projected.append(len(states)) or project(states))
     logits = score_pairs(model, speech_states, image_states, speech, image, pairs_per_batch=pairs_per_batch)

@@ -78,7 +78,7 @@ def test_an_index_is_shipped_where_the_pipeline_looks_unless_it_is_of_another_mo
 
 def test_too_many_rows_and_none_are_refused_in_words(published: Published, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(gallery_module, "MAX_ITEMS", 8)
-    with pytest.raises(ValueError, match=r"has 9 pictures; .* at most 8\. Select some"):
+    with pytest.raises(ValueError, match=r"has 9 pictures; .* at most 8\. Give an index of fewer, .*write_gallery"):
         write_gallery(published.pictures, tmp_path / "gallery")
     with pytest.raises(ValueError, match="no pictures to ship where text = 'none'"):
         write_gallery(published.pictures, tmp_path / "gallery", where="text = 'none'")
@@ -108,6 +108,15 @@ def test_a_gallery_that_does_not_hang_together_is_refused(published: Published, 
         file.write_text(json.dumps({**stated, **changed}))
         with pytest.raises(ValueError, match=message):
             read_gallery(tmp_path / "gallery")
+    for content in ("{", "[]", json.dumps({name: value for name, value in stated.items() if name != "items"})):
+        file.write_text(content)
+        with pytest.raises(ValueError, match=rf"The gallery {tmp_path}/gallery is damaged or lacks a part"):
+            read_gallery(tmp_path / "gallery")
+    file.write_text(json.dumps(stated))
+    with (tmp_path / "gallery" / "gallery.safetensors").open("r+b") as tensors:
+        tensors.truncate(100)
+    with pytest.raises(ValueError, match="is damaged or lacks a part: SafetensorError"):
+        read_gallery(tmp_path / "gallery")
 
 
 BY_ID = """

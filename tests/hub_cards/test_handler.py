@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
 
 from .conftest import HUB_CARDS, Media, Published
@@ -83,6 +84,27 @@ def test_scores_fall_and_add_up_to_one_over_all_that_were_compared(endpoint: End
         assert len(scores) == count
         assert scores == sorted(scores, reverse=True)
         assert sum(scores) == pytest.approx(1)
+
+
+def test_scores_are_what_clients_of_classification_ask_for(endpoint: Endpoint, published: Published, media: Media):
+    audio = encoded(media.recordings[0])
+    _, usual = endpoint.ask(audio, top_k=3)
+    nothing = dict.fromkeys(("task", "top_k", "rerank_top_k", "function_to_apply"))  # as some clients send it
+    assert endpoint.ask(audio, **{**nothing, "top_k": 3}) == (200, usual)
+    assert len(endpoint.ask(audio, **nothing)[1]) == 5
+    logits = torch.tensor([row["score"] for row in endpoint.ask(audio, top_k=100, function_to_apply="none")[1]])
+    for function, expected in (("softmax", logits.softmax(0)), ("sigmoid", logits.sigmoid())):
+        status, answer = endpoint.ask(audio, top_k=3, function_to_apply=function)
+        assert status == 200 and [row["label"] for row in answer] == [row["label"] for row in usual]
+        assert [row["score"] for row in answer] == pytest.approx(expected[:3].tolist(), abs=1e-6)
+    assert "no function_to_apply 'relu'; there are softmax" in endpoint.refusal(audio, function_to_apply="relu")
+
+
+def test_a_damaged_gallery_is_not_taken_for_none(endpoint: Endpoint, published: Published, tmp_path: Path):
+    folder = Path(shutil.copytree(published.folder, tmp_path / "model"))
+    (folder / "gallery" / "speech" / "gallery.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"The gallery .*gallery/speech is damaged or lacks a part"):
+        type(endpoint.handler)(str(folder))
 
 
 def test_a_picture_is_classified_as_the_recordings_that_it_finds(

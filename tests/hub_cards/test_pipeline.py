@@ -112,6 +112,29 @@ def test_candidates_are_encoded_in_batches(pipe, media: Media, monkeypatch):
     assert sizes == [4, 4, 1]
 
 
+@pytest.mark.parametrize("kind", ["recordings", "pictures"])
+def test_pairs_of_all_queries_share_batches(pipe, media: Media, monkeypatch, kind: str):
+    queries, candidates = media.recordings, media.pictures
+    if kind == "pictures":
+        queries, candidates = candidates, queries
+    alone = [pipe(query, candidates=candidates, rerank_top_k=4) for query in queries]
+    sizes, match = [], pipe.model.match
+
+    def counted(*states: Tensor, **rows: Tensor) -> Tensor:
+        logits = match(*states, **rows)
+        sizes.append(len(logits))
+        return logits
+
+    monkeypatch.setattr(pipe.model, "match", counted)
+    together = pipe(queries, candidates=candidates, rerank_top_k=4)
+    assert sizes == [4 * len(queries)]
+    for answers, expected in zip(together, alone, strict=True):
+        assert ids(answers) == ids(expected)
+        for name in ("score", "match"):
+            shown, wanted = ([row[name] for row in rows if row[name] is not None] for rows in (answers, expected))
+            assert shown == pytest.approx(wanted, abs=1e-4)
+
+
 def refusal(pipe: SpeechImageRetrievalPipeline, *inputs: Any, **options: Any) -> str:
     with pytest.raises(ValueError) as raised:
         pipe(*inputs, **options)

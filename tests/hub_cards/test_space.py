@@ -11,12 +11,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
+from speech_image_retrieval import SpeechImageRetrievalPipeline
+from transformers import pipeline
 
+from ..hub_server import TOKEN, HubServer
 from .conftest import HUB_CARDS, Media, Published
 
 SPACE = HUB_CARDS / "space"
@@ -25,7 +29,13 @@ PHONE = {"width": 390, "height": 844}
 
 @pytest.fixture(scope="module")
 def address(published: Published, tmp_path_factory) -> Iterator[str]:
-    """The Space's files alone in a folder, started as the Hub starts them, over a published folder."""
+    """The Space's files alone in a folder, started as the Hub starts them, over a revision of a private model on the
+    Hub, which is not its last."""
+    hub = HubServer()
+    files = {path.relative_to(published.folder).as_posix(): path for path in published.folder.rglob("*")}
+    content = {name: path.read_bytes() for name, path in files.items() if path.is_file()}
+    revision = hub.publish("model", "org/tiny", content, "private")
+    hub.publish("model", "org/tiny", {"README.md": b"nothing any more"})
     folder = tmp_path_factory.mktemp("space")
     shutil.copytree(SPACE, folder, dirs_exist_ok=True)
     with socket.socket() as free:
@@ -33,9 +43,13 @@ def address(published: Published, tmp_path_factory) -> Iterator[str]:
         port = free.getsockname()[1]
     own = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
     own |= {
-        "MODEL_ID": str(published.folder),
+        "MODEL_ID": "org/tiny",
+        "MODEL_REVISION": revision,
+        "HF_TOKEN": TOKEN,
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HOME": str(folder / "hf"),
-        "HF_HUB_OFFLINE": "1",
         "GRADIO_SERVER_PORT": str(port),
         "GRADIO_TEMP_DIR": str(folder / "temporary"),
         "NO_PROXY": "*",
@@ -49,6 +63,7 @@ def address(published: Published, tmp_path_factory) -> Iterator[str]:
         finally:
             process.terminate()
             process.wait(timeout=30)
+            hub.stop()
 
 
 @pytest.fixture
@@ -105,9 +120,26 @@ def test_a_letter_is_no_recording(page: Page, tmp_path: Path):
     expect(page.get_by_role("alert")).to_contain_text("cannot be read as a recording", timeout=30_000)
 
 
-def test_a_model_on_the_hub_must_be_pinned(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # the page sets it
-    chosen_model = runpy.run_path(str(SPACE / "app.py"))["chosen_model"]
+@pytest.fixture(scope="module")
+def code() -> Iterator[dict[str, Any]]:
+    """What `app.py` defines."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # the page sets it
+        yield runpy.run_path(str(SPACE / "app.py"))
+
+
+def test_a_damaged_gallery_is_not_taken_for_none(code: dict[str, Any], published: Published, tmp_path: Path):
+    folder = Path(shutil.copytree(published.folder, tmp_path / "model"))
+    shutil.rmtree(folder / "gallery" / "images")
+    (folder / "gallery" / "speech" / "gallery.json").write_text("{")
+    pipe = pipeline(model=str(folder), pipeline_class=SpeechImageRetrievalPipeline, device="cpu")
+    assert code["_gallery"](pipe, {"model": str(folder)}, "image") == 0
+    with pytest.raises(ValueError, match=r"The gallery .*gallery/speech is damaged"):
+        code["_gallery"](pipe, {"model": str(folder)}, "speech")
+
+
+def test_a_model_on_the_hub_must_be_pinned(code: dict[str, Any], monkeypatch, tmp_path: Path):
+    chosen_model = code["chosen_model"]
     monkeypatch.delenv("MODEL_ID", raising=False)
     with pytest.raises(SystemExit, match="Set MODEL_ID"):
         chosen_model()
@@ -117,6 +149,8 @@ def test_a_model_on_the_hub_must_be_pinned(monkeypatch):
         chosen_model()
     monkeypatch.setenv("MODEL_REVISION", "0" * 40)
     assert chosen_model() == {"model": "org/sir-base", "revision": "0" * 40}
+    monkeypatch.setenv("MODEL_ID", str(tmp_path))
+    assert chosen_model() == {"model": str(tmp_path)}
 
 
 def test_the_space_names_what_it_was_tried_with():

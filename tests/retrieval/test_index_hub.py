@@ -27,21 +27,29 @@ def rows(folder: Path, split: str):
 def test_a_corpus_on_the_hub_is_indexed_and_brought_up_to_date_by_a_model_there(hub: HubServer, tmp_path: Path):
     splits = {name: split_from_rows(rows, folder=tmp_path, split=name) for name in ("train", "validation", "test")}
     save_corpus(splits, tmp_path / "corpus")
-    hub.publish(
-        "model", "org/tiny", {file.name: file.read_bytes() for file in save_tiny(tmp_path / "model").iterdir()}
-    )
+    model = {file.name: file.read_bytes() for file in save_tiny(tmp_path / "model").iterdir()}
+    hub.publish("model", "org/tiny", model)
+    hub.publish("model", "org/gated", model, "gated")
     push = f"""
         from speech_image_retrieval.corpora.schema import load_corpus
         load_corpus({str(tmp_path / "corpus")!r}).push_to_hub("org/spoken")
         print(None)
     """
     index = """
-        from speech_image_retrieval.cli import app
+        from speech_image_retrieval.cli.app import app, load_model
+        try:
+            load_model("org/gated")
+        except ValueError as error:
+            said = str(error)
         app(["index", "org/tiny", "org/spoken", "--out", "index"], standalone_mode=False)
         from speech_image_retrieval.retrieval.index import SpeechImageIndex
         index = SpeechImageIndex.open("index")
-        print(sorted(item_id for batch in index.rows(["id"]) for item_id in batch["id"].to_pylist()))
+        print([said, sorted(key for batch in index.rows(["id"]) for key in batch["id"].to_pylist())])
     """
     run(hub, tmp_path, push)
     expected = [f"org/spoken#test/test-{number}" for number in range(3)]
-    assert [run(hub, tmp_path, index) for _ in range(2)] == [expected, expected]
+    refused, found = zip(*(run(hub, tmp_path, index) for _ in range(2)), strict=True)
+    assert found == (expected, expected)
+    # A model that is gated is refused in words that say where to ask for it.
+    assert "The model org/gated, which is no folder here, cannot be loaded" in refused[0]
+    assert "a gated repo" in refused[0] and "access to it at https://huggingface.co/org/gated" in refused[0]

@@ -164,6 +164,8 @@ def test_values_of_another_type_are_refused_by_name(name, value):
         {"momentum": None},
         {"group_size": 2, "queue_size": 0},
         {"cache_examples": True, "num_workers": 1},
+        {"push_every_checkpoints": 1},
+        {"license": None, "push_to_hub": "org/a"},
     ],
     ids=str,
 )

@@ -6,7 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+from speech_image_retrieval import SpeechImageRetrievalModel, SpeechImageRetrievalProcessor
+from speech_image_retrieval.evaluation.model_identity import model_identity
 from speech_image_retrieval.training.loop import Trainer
+
+
+def fingerprint_of(folder: Path) -> str:
+    model = SpeechImageRetrievalModel.from_pretrained(folder)
+    return model_identity(model, SpeechImageRetrievalProcessor.from_pretrained(folder))
 
 
 class Hub:
@@ -19,6 +26,7 @@ class Hub:
     def publish(self, folder: Path, example: dict) -> None:
         report, record = (json.loads((folder / f"{name}.json").read_text()) for name in ("evaluation", "training"))
         assert (folder / "model.safetensors").is_file() and example["image_id"] == "test-0"
+        assert report["protocol"]["checkpoint"] == {"name": "model", "fingerprint": fingerprint_of(folder)}
         self.seen.append((report["protocol"]["split"], record["steps"]))
         if self.failing:
             raise RuntimeError("[the Hub] is away")
@@ -27,7 +35,8 @@ class Hub:
 def test_the_model_so_far_is_published_with_every_nth_checkpoint(make_arguments, tmp_path: Path):
     hub = Hub(failing=False)
     Trainer(
-        make_arguments(tmp_path, num_epochs=4, push_to_hub="org/a", push_every_checkpoints=2), publish=hub.publish
+        make_arguments(tmp_path, num_epochs=4, push_to_hub="org/a", license="mit", push_every_checkpoints=2),
+        publish=hub.publish,
     ).run()
     assert [split for split, _ in hub.seen] == ["validation", "test"]
     record = json.loads((tmp_path / "model" / "training.json").read_text())
@@ -38,7 +47,7 @@ def test_the_model_so_far_is_published_with_every_nth_checkpoint(make_arguments,
 
 def test_training_survives_a_hub_that_fails_and_says_so(make_arguments, tmp_path: Path, capsys):
     hub = Hub(failing=True)
-    arguments = make_arguments(tmp_path, push_to_hub="org/a", push_every_checkpoints=1)
+    arguments = make_arguments(tmp_path, push_to_hub="org/a", license="mit", push_every_checkpoints=1)
     with pytest.raises(RuntimeError, match="is away"):
         Trainer(arguments, publish=hub.publish).run()
     assert [split for split, _ in hub.seen] == ["validation", "validation", "test"]

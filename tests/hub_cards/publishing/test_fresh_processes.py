@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ sys.modules["speech_image_retrieval"] = None  # an import of it fails
 import torch
 torch.set_num_threads(1)
 from huggingface_hub import hf_hub_download
-from transformers import AutoConfig, AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 
 def embed(repo_id, **options):
     options["trust_remote_code"] = True
@@ -52,7 +53,7 @@ def said(work, *given, **options):
 
 
 class OnTheHub(NamedTuple):
-    """A Hub with `org/tiny` and the private `org/secret`.
+    """A Hub with `org/tiny`, the private `org/secret` and the gated `org/gated`.
 
     Attributes:
         first: the revision of `org/tiny` that was published; its `main` has other weights and code that says so.
@@ -72,13 +73,15 @@ def on_the_hub(exported: Path, rows: list[dict[str, Any]]) -> Iterator[OnTheHub]
         patched.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patched.setattr(publishing, "check_clean_load", lambda folder: None)
         api = HfApi(endpoint=hub.url, token=TOKEN)
-        publish_model(Publication(exported, "org/tiny", rows[0]), api=api)
-        publish_model(Publication(exported, "org/secret", rows[0]), private=True, api=api)
+        publication = Publication(exported, "org/tiny", rows[0], license="mit")
+        publish_model(publication, api=api)
+        publish_model(replace(publication, repo_id="org/secret"), private=True, api=api)
         first = api.model_info("org/tiny").sha
     files = dict(hub.files("model", "org/tiny"))
     weights = {name: part + 0.5 for name, part in load_file(exported / "model.safetensors").items()}
     files["model.safetensors"] = save(weights, metadata={"format": "pt"})
     files[CODE] += b'\nimport sys\nprint("tampered", file=sys.stderr)\nsys.tampered = True\n'
+    hub.publish("model", "org/gated", hub.files("model", "org/tiny"), "gated")
     hub.publish("model", "org/tiny", files)
     yield OnTheHub(hub, first, _embeddings(exported, rows[0]))
     hub.stop()
@@ -101,8 +104,12 @@ def _embeddings(folder: Path, row: dict[str, Any]) -> list[list[float]]:
 
 def test_a_pinned_revision_is_used_whole_and_nothing_without_trust(on_the_hub: OnTheHub, home: Path):
     script = f"""
+refused = [said(kind.from_pretrained, "org/tiny", trust_remote_code=False) for kind in KINDS]
+refused.append(said(pipeline, "speech-image-retrieval", model="org/tiny"))
+print()  # it asked whether it may, and nobody answered
 print([
-    [said(kind.from_pretrained, "org/tiny", trust_remote_code=False) for kind in KINDS],
+    refused,
+    hasattr(sys, "tampered"),
     embed("org/tiny", revision={on_the_hub.first!r}),
     hasattr(sys, "tampered"),
     said(embed, "org/tiny", revision="0" * 40),
@@ -111,8 +118,10 @@ print([
     hasattr(sys, "tampered"),
 ])
 """
-    refused, pinned, ran, absent, ran_then, latest, ran_at_last = run(on_the_hub.hub, home, STRANGER + script)
-    assert all("trust_remote_code" in words for words in refused)
+    refused, ran_untrusted, pinned, ran, absent, ran_then, latest, ran_at_last = run(
+        on_the_hub.hub, home, STRANGER + script
+    )
+    assert all("trust_remote_code" in words for words in refused) and not ran_untrusted
     torch.testing.assert_close(pinned, on_the_hub.embeddings, atol=1e-5, rtol=0)
     assert not ran and not ran_then  # code of another revision
     assert "0" * 40 in absent
@@ -138,13 +147,15 @@ print([
     assert len(on_the_hub.hub.requests) == since
 
 
-def test_a_private_model_needs_a_token(on_the_hub: OnTheHub, tmp_path: Path):
+def test_a_private_or_gated_model_needs_a_token(on_the_hub: OnTheHub, tmp_path: Path):
     script = f"""
-without = said(AutoConfig.from_pretrained, "org/secret", trust_remote_code=True)
+closed = ("org/secret", "org/gated")
+without = [said(AutoConfig.from_pretrained, repo_id, trust_remote_code=True) for repo_id in closed]
 import os
 os.environ["HF_TOKEN"] = {TOKEN!r}  # read at every request
-print([without, embed("org/secret")])
+print([without, *map(embed, closed)])
 """
-    without, given = run(on_the_hub.hub, tmp_path, STRANGER + script, token=None)
-    assert "private" in without and "org/secret" in without
-    torch.testing.assert_close(given, on_the_hub.embeddings, atol=1e-5, rtol=0)
+    without, *given = run(on_the_hub.hub, tmp_path, STRANGER + script, token=None)
+    assert "private" in without[0] and "org/secret" in without[0]
+    assert "gated" in without[1] and "org/gated" in without[1]
+    torch.testing.assert_close(given, [on_the_hub.embeddings] * 2, atol=1e-5, rtol=0)

@@ -90,6 +90,7 @@ def test_what_was_not_recorded_is_not_said(staged: Path):
     text = written(staged, TRAINING)
     assert "30 steps of 4 pairs, seed 7, precision no; 0.25 hours on 2 CPU cores." in text
     assert "training began with facebook/hubert-base-ls960 and facebook/dinov2-small" in text
+    assert "The licences of facebook/hubert-base-ls960 and facebook/dinov2-small hold for these weights, too." in text
     assert "CO2" not in text and "random weights" not in text
     scratch = {**TRAINING, "pretrained": False, "co2_grams": 12.5}
     for name in ("speech_backbone", "vision_backbone", "hours"):
@@ -97,7 +98,7 @@ def test_what_was_not_recorded_is_not_said(staged: Path):
     text = written(staged, scratch)
     assert "Measured emissions: 12.5 g of CO2." in text
     assert "both were trained from random weights" in text and "understands the voices and the things of" in text
-    assert "hours" not in text
+    assert "hours" not in text and "hold for these weights" not in text
     (staged / "training.json").unlink()
     text = card_of(staged).text
     assert "steps" not in text and "random weights" not in text and "Trained on spoken" in text

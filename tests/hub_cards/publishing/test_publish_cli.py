@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,15 @@ def test_an_example_is_asked_for_where_none_is_known(exported: Path, capsys: pyt
     with pytest.raises(SystemExit):
         app(["publish", str(exported), "--repo-id", "org/tiny", "--dry-run"])
     assert "name a corpus with --examples CORPUS" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"protocol": null}'])
+def test_a_malformed_report_is_an_error_of_one_line_that_names_it(
+    exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture, content: str
+):
+    folder = shutil.copytree(exported, tmp_path / "model")
+    (folder / "evaluation.json").write_text(content)
+    with pytest.raises(SystemExit):
+        app(["publish", str(folder), "--repo-id", "org/tiny", "--dry-run"])
+    said = capsys.readouterr().err
+    assert said.startswith(f"Error: {folder / 'evaluation.json'}") and said.count("\n") == 1

@@ -5,11 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file, save_file
+from speech_image_retrieval import SpeechImageRetrievalModel, SpeechImageRetrievalProcessor
+from speech_image_retrieval.evaluation.model_identity import model_identity
+from speech_image_retrieval.hub_cards.commit import commit_folder, make_repository
+from speech_image_retrieval.hub_cards.gallery import write_gallery
 from speech_image_retrieval.hub_cards.publishing import Publication, publish_model, staged
 from speech_image_retrieval.hub_cards.refusal import PublishError
 from speech_image_retrieval.retrieval.index import SpeechImageIndex
@@ -28,11 +33,24 @@ def folder(exported: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def publication(folder: Path, rows) -> Publication:
-    return Publication(folder, "org/tiny", rows[0])
+    return Publication(folder, "org/tiny", rows[0], license="apache-2.0")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def without_fingerprint(report: dict) -> dict:
+    return {**report, "protocol": {name: value for name, value in report["protocol"].items() if name != "checkpoint"}}
+
+
+def state_figures_are_of(folder: Path) -> None:
+    """As if the model in this folder had been measured now."""
+    model = SpeechImageRetrievalModel.from_pretrained(folder)
+    fingerprint = model_identity(model, SpeechImageRetrievalProcessor.from_pretrained(folder))
+    report = json.loads((folder / "evaluation.json").read_text())
+    report["protocol"]["checkpoint"]["fingerprint"] = fingerprint
+    (folder / "evaluation.json").write_text(json.dumps(report))
 
 
 def commits(hub: HubServer) -> int:
@@ -91,9 +109,7 @@ def test_an_interrupted_upload_leaves_the_old_revision_whole(
     before = dict(hub.files("model", "org/tiny"))
     weights = load_file(publication.model / "model.safetensors")
     save_file({name: part + 1 for name, part in weights.items()}, publication.model / "model.safetensors")
-    report = json.loads((publication.model / "evaluation.json").read_text())
-    del report["protocol"]["checkpoint"]
-    (publication.model / "evaluation.json").write_text(json.dumps(report))
+    state_figures_are_of(publication.model)
     hub.failures[COMMIT] = status  # 0: it closes the connection
     with pytest.raises(
         PublishError, match=r"Somebody else published" if status == 412 else r"main is as it was\. Run"
@@ -105,6 +121,32 @@ def test_an_interrupted_upload_leaves_the_old_revision_whole(
     assert f"/lfs/{large}" in [request.path for request in hub.requests]  # the weights had arrived
     publish_model(publication, api=api)
     assert hub.files("model", "org/tiny")["model.safetensors"] != before["model.safetensors"]
+
+
+def test_a_commit_whose_answer_is_lost_is_not_called_none(hub: HubServer, api: HfApi, tmp_path: Path, monkeypatch):
+    hub.publish("model", "org/tiny", {"config.json": b"old"})
+    (tmp_path / "config.json").write_text("new")
+    hub.lost_answers.add(COMMIT)
+    with pytest.raises(PublishError) as raised:
+        commit_folder(api, tmp_path, "org/tiny", "model", None, "Publish")
+    now = api.model_info("org/tiny").sha
+    assert hub.files("model", "org/tiny") == {"config.json": b"new"}
+    assert f"Its branch main has changed, to commit {now}: look" in str(raised.value)
+    heads = iter([api.model_info("org/tiny")])  # what it holds is known before, and not after
+    monkeypatch.setattr(api, "repo_info", lambda *given, **options: next(heads, None) or api.model_info("org/gone"))
+    with pytest.raises(PublishError, match="main may have changed or not"):
+        commit_folder(api, tmp_path, "org/tiny", "model", None, "Publish")
+
+
+@pytest.mark.parametrize(("repo_id", "words"), [("tiny", "whose .*ORG/tiny"), ("org/a/b", "no id"), ("", "no id")])
+def test_a_repository_without_an_owner_is_refused(
+    hub: HubServer, api: HfApi, publication: Publication, repo_id: str, words: str
+):
+    with pytest.raises(PublishError, match=words), staged(replace(publication, repo_id=repo_id)):
+        pass
+    with pytest.raises(PublishError, match=words):
+        make_repository(api, repo_id, "model", private=True)
+    assert hub.requests == []
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -127,13 +169,11 @@ def test_what_shall_be_private_is_not_published_where_everybody_reads(
     assert hub.files("model", "org/tiny") == {"README.md": b"public"}
     hub.publish("model", "org/secret", {"README.md": b"private"}, "private")
     with pytest.raises(PublishError, match=r"does not let you write to org/secret.*HF_TOKEN"):
-        publish_model(
-            Publication(publication.model, "org/secret", publication.example), api=HfApi(hub.url, token="hf_x")
-        )
+        publish_model(replace(publication, repo_id="org/secret"), api=HfApi(hub.url, token="hf_x"))
     assert hub.files("model", "org/secret") == {"README.md": b"private"}
-    publish_model(Publication(publication.model, "org/new", publication.example), private=True, api=api)
+    publish_model(replace(publication, repo_id="org/new"), private=True, api=api)
     with pytest.raises(PublishError, match=r"does not let you write to org/new"):
-        publish_model(Publication(publication.model, "org/new", publication.example), api=HfApi(hub.url, token="hf_x"))
+        publish_model(replace(publication, repo_id="org/new"), api=HfApi(hub.url, token="hf_x"))
     assert api.token == TOKEN and api.model_info("org/new").private
 
 
@@ -146,9 +186,7 @@ def test_metadata_that_the_hub_refuses_are_refused_before_anything_is_uploaded(
     card.data.pipeline_tag = ["speech", "image"]
     card.save(tmp_path / "own.md")
     with pytest.raises(PublishError, match='"pipeline_tag" must be a string'):
-        publish_model(
-            Publication(publication.model, "org/tiny", publication.example, card=tmp_path / "own.md"), api=api
-        )
+        publish_model(replace(publication, card=tmp_path / "own.md", license=None), api=api)
     assert hub.files("model", "org/tiny") == {}
     assert not any(request.path.startswith("/lfs/") for request in hub.requests)
 
@@ -158,11 +196,36 @@ def test_galleries_are_published_and_the_task_is_theirs(publication: Publication
     model, processor = tiny_model(), tiny_processor()
     index = SpeechImageIndex.create(tmp_path / "index", model, processor, "image")
     index.add(Published.items([write_picture(tmp_path / f"{number}.png", number) for number in range(3)]))
-    with staged(Publication(publication.model, "org/tiny", publication.example, (str(tmp_path / "index"),))) as folder:
+    with staged(replace(publication, galleries=(str(tmp_path / "index"),))) as folder:
         assert (folder / "gallery" / "images" / "gallery.safetensors").is_file()
         card = ModelCard.load(folder / "README.md")
     assert card.data.pipeline_tag == "audio-classification"
     assert card.data.widget == [{"src": "examples/recording.wav", "example_title": "A spoken query"}]
+    twice = (str(tmp_path / "index"), str(tmp_path / "index"))
+    with (
+        pytest.raises(ValueError, match=r"index and .*index are both indexes of pictures.*one gallery of each"),
+        staged(replace(publication, galleries=twice)),
+    ):
+        pass
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_gallery_that_lies_in_the_folder_is_of_this_model_and_whole(publication: Publication, tmp_path: Path):
+    def refusal() -> str:
+        with pytest.raises(PublishError) as raised, staged(publication):
+            pass
+        return str(raised.value)
+
+    index = SpeechImageIndex.create(tmp_path / "index", tiny_model(), tiny_processor(), "image")
+    index.add(Published.items([write_picture(tmp_path / "0.png", 0)]))
+    folder = publication.model / "gallery" / "images"
+    write_gallery(index, folder)
+    with staged(publication) as ready:
+        assert (ready / "gallery" / "images" / "gallery.json").is_file()
+    stated = json.loads((folder / "gallery.json").read_text())
+    for model in ("0" * 32, None):  # also one that does not say, as galleries did not once
+        (folder / "gallery.json").write_text(json.dumps({**stated, "model": model}))
+        assert f"{folder} is of another model" in refusal()
 
 
 def test_without_figures_or_with_those_of_another_model_it_is_refused(publication: Publication, tmp_path: Path):
@@ -172,10 +235,14 @@ def test_without_figures_or_with_those_of_another_model_it_is_refused(publicatio
     save_tiny(other, seed=1)
     shutil.copyfile(other / "model.safetensors", publication.model / "model.safetensors")
     for content, words in (
-        (report, "is about another model.*Measure it again: sir evaluate"),
+        (report, r"evaluation\.json in .* is about another model.*Measure it again: sir evaluate"),
+        (without_fingerprint(report), r"evaluation\.json in .* does not say which model.*sir evaluate"),
         ({**report, "protocol": {"corpus": "spoken", "split": "test"}}, "does not state its pool"),
         ({name: value for name, value in report.items() if name != "intervals"}, "has no intervals"),
         (["no", "report"], "does not state its pool"),
+        ({**report, "protocol": None}, r"evaluation\.json does not state its pool"),
+        ({**report, "intervals": {}}, r"evaluation\.json is no report of sir evaluate, or a damaged one"),
+        ({**report, "speech_to_image": {"coarse": "good"}}, r"evaluation\.json is no report of sir evaluate"),
         (None, "has no evaluation.json.*sir evaluate"),
     ):
         path.unlink()
@@ -188,24 +255,53 @@ def test_without_figures_or_with_those_of_another_model_it_is_refused(publicatio
 def test_a_run_is_no_model_and_an_example_is_needed(publication: Publication, tmp_path: Path):
     with (
         pytest.raises(PublishError, match=r"holds no model.*the folder `model` of a run"),
-        staged(Publication(tmp_path, "org/tiny")),
+        staged(replace(publication, model=tmp_path)),
     ):
         pass
     with (
         pytest.raises(PublishError, match=r"no recording and no picture.*--examples"),
-        staged(Publication(publication.model, "org/tiny")),
+        staged(replace(publication, example=None)),
     ):
         pass
+
+
+def test_somebody_must_say_the_licence(publication: Publication):
+    said = r"licence.*--license apache-2\.0.*facebook/hubert-base-ls960 and facebook/dinov2-small, whose licences"
+    with pytest.raises(PublishError, match=said), staged(replace(publication, license=None)):
+        pass
+    (publication.model / "training.json").unlink()
+    with pytest.raises(PublishError, match=r"as the Hub names it: --license apache-2\.0, for instance\.$"):
+        publish_model(replace(publication, license=None))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_clone_of_a_published_repository_is_published_without_what_belongs_to_the_clone(publication: Publication):
+    with staged(publication) as folder:
+        clone = Path(shutil.copytree(folder, publication.model.with_name("clone")))
+    (clone / ".gitattributes").write_text("*.safetensors filter=lfs")
+    for place in (".git/hooks", ".cache/huggingface/download"):
+        (clone / place).mkdir(parents=True)
+        (clone / place / "config.json.metadata").write_text("0123\n")
+    with staged(replace(publication, model=clone, example=None)) as again:
+        assert not [path.name for path in again.iterdir() if path.name.startswith(".")]
+        assert (again / "examples" / "recording.wav").is_file()
 
 
 def test_weights_with_a_queue_among_them_are_refused(publication: Publication):
     path = publication.model / "model.safetensors"
     weights = load_file(path)
     save_file({**weights, "queue.speech": weights["speech_cls"].clone()}, path, metadata={"format": "pt"})
-    report = json.loads((publication.model / "evaluation.json").read_text())
-    del report["protocol"]["checkpoint"]
-    (publication.model / "evaluation.json").write_text(json.dumps(report))
     with pytest.raises(PublishError, match=r"1 unexpected keys, queue\.speech first"), staged(publication):
+        pass
+
+
+def test_weights_that_cannot_match_are_refused(publication: Publication):
+    path = publication.model / "model.safetensors"
+    weights = load_file(path)
+    (head,) = (name for name in weights if name.startswith("matching_head") and name.endswith("bias"))
+    save_file({**weights, head: weights[head] * float("nan")}, path, metadata={"format": "pt"})
+    state_figures_are_of(publication.model)
+    with pytest.raises(PublishError, match=r"The matching score of the example .* is no number"), staged(publication):
         pass
 
 
@@ -213,7 +309,7 @@ def test_code_that_needs_this_package_is_refused(publication: Publication):
     with (publication.model / "modeling_speech_image_retrieval.py").open("a") as file:
         file.write("\nimport speech_image_retrieval\n")
     with (
-        pytest.raises(PublishError, match=r"does not load by the code it carries.*speech_image_retrieval"),
+        pytest.raises(PublishError, match=r"does not work by the code it carries.*speech_image_retrieval"),
         staged(publication),
     ):
         pass

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from speech_image_retrieval.evaluation.states import PackedStates, join
+from speech_image_retrieval.modeling.token_states import PackedStates, join
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6).filter(any), min_size=1, max_size=5), st.data())
