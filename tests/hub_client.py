@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import ast
 import os
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
+from .fresh_process import run_script
 from .hub_server import HubServer
 
 ANYONE = "hf_anyone"
@@ -40,7 +39,6 @@ def run(hub: HubServer, home: Path, script: str, token: str | None = ANYONE) -> 
     }
     if token:
         own["HF_TOKEN"] = token
-    command = [sys.executable, "-c", LOOPBACK_ONLY + textwrap.dedent(script)]
-    done = subprocess.run(command, env=own, cwd=home, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = run_script(LOOPBACK_ONLY + textwrap.dedent(script), cwd=home, env=own)
     assert done.returncode == 0, done.stderr
     return ast.literal_eval(done.stdout.splitlines()[-1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +74,16 @@ def sound_corpus(count: int = 4) -> dict[str, Dataset]:
 def corpus_with(*rows: SpokenCaption, split: str = "train") -> dict[str, Dataset]:
     """A sound corpus, of which a split has these rows besides its first."""
     return {**sound_corpus(1), split: dataset(row(0, split), *rows)}
+
+
+def parquet_files(splits: Mapping[str, Dataset]) -> dict[str, bytes]:
+    """The files of a repository without a dataset card."""
+    files = {}
+    for name, rows in splits.items():
+        content = io.BytesIO()
+        rows.to_parquet(content)
+        files[f"data/{name}-00000-of-00001.parquet"] = content.getvalue()
+    return files
 
 
 def _yield_rows(captions: Iterable[SpokenCaption]) -> Iterable[SpokenCaption]:

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +25,9 @@ from speech_image_retrieval.corpora.media_facts import (
 from speech_image_retrieval.corpora.parts import LONG, REPAIRED
 from speech_image_retrieval.corpora.schema import FEATURES, CorpusError, Media, SpokenCaption
 
+from ..fresh_process import run_script
+
+ROOT = Path(__file__).parents[2]
 RATE = 16_000
 SPLITS = ("train", "validation", "test")
 
@@ -189,12 +189,12 @@ def test_two_builds_do_not_write_to_one_place(media: Path, tmp_path: Path):
 
 
 def test_a_build_goes_on_where_another_was_killed(media: Path, tmp_path: Path, monkeypatch):
-    script = textwrap.dedent(f"""
+    script = f"""
         import os, sys
         from pathlib import Path
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        import test_building as test
-        from speech_image_retrieval.corpora import building, parts
+        sys.path.insert(0, {str(ROOT)!r})
+        from tests.corpora import test_building as test
+        from speech_image_retrieval.corpora import building
         building.PART_ROWS = 1
         def rows():
             for number, pair in enumerate(test.captions(Path({str(media)!r}))):
@@ -202,8 +202,8 @@ def test_a_build_goes_on_where_another_was_killed(media: Path, tmp_path: Path, m
                     os.kill(os.getpid(), 9)
                 yield pair
         building.build_from_files(building.Reading(rows()), {str(tmp_path / "corpus")!r}, num_proc=1)
-    """)
-    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    """
+    killed = run_script(script)
     assert killed.returncode == -9, killed.stderr
     assert not (tmp_path / "corpus").exists()
     done = {path.name for path in (tmp_path / "corpus.building").glob("*.arrow")}
@@ -258,25 +258,18 @@ def test_too_many_known_defects_are_none(media: Path, tmp_path: Path, monkeypatc
         build(media, tmp_path / "corpus", Reading(captions(media), known_defects=frozenset([EMPTY])))
 
 
-def test_no_process_outlives_a_build_that_is_killed(media: Path, tmp_path: Path):
-    script = textwrap.dedent(f"""
-        import os, sys, time
-        from pathlib import Path
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
+def test_no_process_outlives_a_build_that_is_killed():
+    script = """
+        import os, time
         import psutil
-        from speech_image_retrieval.corpora import building, parallel
-        def main():
-            tasks = [(seconds,) for seconds in [0.0] * 4 + [60.0] * 4]
-            with parallel.in_order(time.sleep, tasks, 2, preload="time") as results:
-                next(results)
-                children = psutil.Process().children(recursive=True)
-                print(*(child.pid for child in children), flush=True)
-                os.kill(os.getpid(), 9)
-        if __name__ == "__main__":
-            main()
-    """)
-    (tmp_path / "killed.py").write_text(script)
-    killed = subprocess.run([sys.executable, str(tmp_path / "killed.py")], stdout=subprocess.PIPE, text=True)
+        from speech_image_retrieval.corpora import parallel
+        tasks = [(seconds,) for seconds in [0.0] * 4 + [60.0] * 4]
+        with parallel.in_order(time.sleep, tasks, 2, preload=parallel.__name__) as results:
+            next(results)
+            print(*(child.pid for child in psutil.Process().children(recursive=True)), flush=True)
+            os.kill(os.getpid(), 9)
+    """
+    killed = run_script(script)
     children = [int(pid) for pid in killed.stdout.split()]
     assert len(children) >= 2
     for _ in range(300):

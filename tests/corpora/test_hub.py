@@ -1,17 +1,15 @@
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from datasets import Dataset
 from speech_image_retrieval.corpora.building import Reading, build_from_files
 
 from ..hub_client import ANYONE, run
 from ..hub_server import TOKEN, HubServer
-from .spoken_rows import SPLITS, file, picture, recording, row, sound_corpus
+from .spoken_rows import SPLITS, file, parquet_files, picture, recording, row, sound_corpus
 
 
 class Pushed(NamedTuple):
@@ -82,16 +80,6 @@ def refusals(
         print([tuple(refusal(read, *own) for read in (load_hub_corpus, stream_training_rows)) for own in {asked!r}])
     """
     return run(hub, home, script, token)
-
-
-def parquet_files(splits: Mapping[str, Dataset]) -> dict[str, bytes]:
-    """The files of a repository without a dataset card."""
-    files = {}
-    for name, rows in splits.items():
-        content = io.BytesIO()
-        rows.to_parquet(content)
-        files[f"data/{name}-00000-of-00001.parquet"] = content.getvalue()
-    return files
 
 
 def media_asked_for(hub: HubServer, since: int) -> dict[str, list[str | None]]:

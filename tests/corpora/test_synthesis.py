@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import subprocess
 import sys
 
 import numpy as np
@@ -19,6 +18,8 @@ from speech_image_retrieval.corpora.synthesis import (
     synthesize,
 )
 
+from ..fresh_process import run_script
+
 SENTENCE = "a red circle above a blue square"
 VOICES = [voice for group in SPEAKERS.values() for voice in group]
 
@@ -29,17 +30,19 @@ def _hash(speech: np.ndarray) -> str:
 
 def _hashes_of_first_utterances(voices: list[Voice]) -> list[str]:
     """Each voice's utterance from a process that has said nothing before."""
-    code = (
-        "import hashlib, sys\n"
-        "from speech_image_retrieval.corpora.synthesis import Voice, synthesize\n"
-        f"speech = synthesize({SENTENCE!r}, Voice(sys.argv[1], sys.argv[2]), rate=160, pitch=45, pitch_range=60)\n"
-        "print(hashlib.sha256(speech.tobytes()).hexdigest())"
-    )
-    runs = [
-        subprocess.run([sys.executable, "-c", code, v.language, v.variant], capture_output=True, text=True, check=True)
-        for v in voices
-    ]
-    return [run.stdout.strip() for run in runs]
+    script = f"""
+        import hashlib, os, sys
+        from speech_image_retrieval.corpora.synthesis import Voice, synthesize
+        for name in sys.argv[1:]:
+            if not os.fork():
+                speech = synthesize({SENTENCE!r}, Voice(*name.split("+")), rate=160, pitch=45, pitch_range=60)
+                os.write(1, (hashlib.sha256(speech.tobytes()).hexdigest() + "\\n").encode())
+                os._exit(0)
+            assert os.wait()[1] == 0
+    """
+    done = run_script(script, *(voice.name for voice in voices))
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
 
 
 def test_an_utterance_sounds_the_same_alone_and_after_others():

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -15,6 +13,7 @@ from mteb.models.model_implementations import MODEL_REGISTRY
 from speech_image_retrieval.evaluation import evaluate_retrieval
 from speech_image_retrieval.evaluation.mteb_adapter import MtebReranker, load_undecoded, model_meta
 
+from ..fresh_process import run_script
 from ..hub_client import run
 from ..hub_server import HubServer
 from ..retrieval.tiny_gallery import save_tiny, tiny_model, tiny_processor
@@ -115,7 +114,7 @@ from speech_image_retrieval.evaluation.mteb_adapter import model_meta
 queries = load_dataset({data!r}, "queries", split="test")  # with the feature that decodes
 print(model_meta({str(folder)!r}).load_model().encode(DataLoader(queries, batch_size=8)).shape)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = run_script(script)
     assert done.stdout.strip() == "torch.Size([40, 4])", done.stderr
 
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import evaluate
@@ -14,6 +12,8 @@ from hypothesis import strategies as st
 from ir_measures import RR, R, Success
 from speech_image_retrieval.evaluation.recall_at_k.ranked_lists import bootstrap_intervals
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR, RetrievalRecall
+
+from ..fresh_process import run_script
 
 MODULE = Path(__file__).parents[2] / "evaluation" / "recall_at_k"
 KS = (1, 5, 10)
@@ -108,6 +108,6 @@ import sys, evaluate
 print(evaluate.load({str(MODULE)!r}).compute(predictions=[["a", "b"]], references=[["b"]], confidence=0.9))
 assert not any(name.startswith("speech_image_retrieval") for name in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    done = run_script(script, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "'R@5': 100.0" in done.stdout and "'intervals'" in done.stdout

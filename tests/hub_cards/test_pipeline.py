@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from speech_image_retrieval.evaluation.reranking import rerank
 from speech_image_retrieval.retrieval.search import search_images
 from torch import Tensor
 
+from ..fresh_process import run_script
 from .conftest import Media
 
 
@@ -202,11 +201,9 @@ def test_the_exported_folder_is_a_pipeline_where_the_package_is_not_installed(
     pipe, exported: Path, media: Media, tmp_path: Path
 ):
     expected = ids(pipe(media.recordings[0], candidates=media.pictures))
-    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    own |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
+    own = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
     files = [exported, tmp_path / "copy", media.recordings[0], *media.pictures]
-    command = [sys.executable, "-I", "-c", STRANGER, *map(str, files)]
-    done = subprocess.run(command, env=own, cwd=tmp_path, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    done = run_script(STRANGER, *files, cwd=tmp_path, env=os.environ | own)
     assert done.returncode == 0, done.stderr
     assert [line.split("[y/N] ")[-1] for line in done.stdout.splitlines()[-2:]] == [str(expected)] * 2
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 from speech_image_retrieval import SpeechImageRetrievalConfig, SpeechImageRetrievalModel
 from transformers import Blip2VisionConfig, HubertConfig
+
+from ..fresh_process import run_script
 
 SCRIPT = """
 import sys
@@ -29,4 +28,5 @@ def test_a_saved_model_loads_by_automodel_without_trusting_remote_code(tmp_path)
     speech.num_conv_pos_embedding_groups = 2
     config = SpeechImageRetrievalConfig(speech_config=speech, vision_config=vision, multimodal_config=multimodal)
     SpeechImageRetrievalModel(config).save_pretrained(tmp_path)
-    subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], check=True, cwd=tmp_path)
+    done = run_script(SCRIPT, tmp_path, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

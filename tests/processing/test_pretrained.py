@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +34,8 @@ from transformers import (
     WhisperConfig,
     WhisperFeatureExtractor,
 )
+
+from ..fresh_process import run_script
 
 from_backbones = SpeechImageRetrievalProcessor.from_backbones
 
@@ -323,13 +323,11 @@ def test_a_hub_name_that_cannot_be_reached_is_named(vit):
         from_backbones("no/where", vit)
 
 
-def test_the_exported_code_stands_alone(hubert, dinov2, tmp_path):
+def test_the_exported_code_stands_alone(hubert, dinov2, tmp_path, monkeypatch):
     saved = tmp_path / "saved"
-    export = f"""
-from speech_image_retrieval import SpeechImageRetrievalProcessor
-SpeechImageRetrievalProcessor.register_for_auto_class("AutoProcessor")
-SpeechImageRetrievalProcessor.from_backbones({str(hubert)!r}, {str(dinov2)!r}).save_pretrained({str(saved)!r})
-"""
+    monkeypatch.setattr(SpeechImageRetrievalProcessor, "_auto_class", None)
+    SpeechImageRetrievalProcessor.register_for_auto_class("AutoProcessor")
+    from_backbones(hubert, dinov2).save_pretrained(saved)
     use = f"""
 import sys
 from transformers import AutoProcessor
@@ -340,9 +338,8 @@ assert type(other.image_processor) is type(processor.image_processor)
 assert other.image_processor.crop_size == processor.image_processor.crop_size
 """
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home")}
-    for script in (export, use):
-        done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+    done = run_script(use, env=environment)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_wrong_type_in_a_configuration_is_named_in_one_line(hubert, vit):

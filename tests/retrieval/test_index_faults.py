@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ from speech_image_retrieval.retrieval.index import SpeechImageIndex
 from speech_image_retrieval.retrieval.index_table import IndexInfo, IndexProblem, create_table, damage_explained
 from speech_image_retrieval.retrieval.sources import FolderSource
 
+from ..fresh_process import run_script
 from .tiny_gallery import picture_folder, tiny_model, tiny_processor
 
 SCRIPT = Path(__file__).with_name("interrupted_updates.py")
@@ -21,9 +20,13 @@ def interrupted(tmp_path_factory) -> Path:
     """Two folders of pictures, `one` and `two`; `killed`, of one, by writers that were killed; `shared`, of both."""
     root = tmp_path_factory.mktemp("interrupted")
     folders = [picture_folder(root / name, 40) for name in ("one", "two")]
+    script = f"""
+        import runpy, sys
+        sys.path.insert(0, {str(SCRIPT.parent)!r})
+        runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(SCRIPT), *map(str, (root / "killed", root / "shared", *folders))]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    finished = run_script(script, root / "killed", root / "shared", *folders, env=environment)
     assert finished.returncode == 0, finished.stderr
     return root
 

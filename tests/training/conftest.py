@@ -13,6 +13,7 @@ from datasets import DatasetDict
 from hypothesis import settings
 from PIL import Image
 from speech_image_retrieval.corpora.schema import save_corpus, split_from_rows
+from speech_image_retrieval.training import run_model
 from speech_image_retrieval.training.arguments import TrainingArguments, arguments_from_dict
 
 # The machine may be busy training while the tests run.
@@ -156,6 +157,12 @@ def make_arguments(tones) -> Callable[..., TrainingArguments]:
         return arguments_from_dict({**values, **changes})
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def _no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
+    # They take a quarter of a tiny run; runs of fixtures that serve a module draw them, and test_log.py does.
+    monkeypatch.setattr(run_model, "draw_curves", lambda log, picture: None)
 
 
 @pytest.fixture(autouse=True)

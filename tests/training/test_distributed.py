@@ -1,16 +1,15 @@
-"""Several processes, started as users start them; gloo on the loopback."""
+"""Several processes, of gloo on the loopback."""
 
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from accelerate import PartialState
@@ -22,27 +21,45 @@ from speech_image_retrieval.training.examples import Collator
 from speech_image_retrieval.training.log import read_log
 from speech_image_retrieval.training.loop import Trainer
 
+from ..fresh_process import run_script
+
 TRAIN = Path(__file__).parents[2] / "train.py"
 STEPS = 5
 
 
-def start(arguments: TrainingArguments, processes: int, config: Path) -> subprocess.Popen:
-    """Of CPUs `accelerate launch` starts one process only; on them it is torchrun."""
-    save_arguments(arguments, config)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    return subprocess.Popen(
-        [*command, str(TRAIN), str(config)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+# Two processes without torchrun, which share what takes long to import; killed at their first checkpoint, if asked.
+TWO_PROCESSES = """
+import os, runpy, signal, sys, time
+from pathlib import Path
+from speech_image_retrieval.training import loop
+from speech_image_retrieval.training.checkpoint import latest_checkpoint
+train, config, port, *checkpoints = sys.argv[1:]
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port, WORLD_SIZE="2")
+running = []
+for rank in "01":
+    running.append(os.fork())
+    if not running[-1]:
+        os.environ.update(RANK=rank, LOCAL_RANK=rank)
+        sys.argv = [train, config]
+        runpy.run_path(train, run_name="__main__")
+        sys.exit()
+for folder in checkpoints:
+    nobody_ended = lambda: os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    while latest_checkpoint(Path(folder)) is None and nobody_ended():
+        time.sleep(0.01)
+    for process in running:
+        os.kill(process, signal.SIGKILL)
+ends = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in running]
+assert ends == [-signal.SIGKILL if checkpoints else 0] * 2, ends
+"""
 
 
-def finish(run: subprocess.Popen) -> str:
-    """What it printed; it must succeed."""
-    _, printed = run.communicate()
-    assert run.returncode == 0, printed
-    return printed
+def run_two_processes(config: Path, *checkpoints: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    done = run_script(TWO_PROCESSES, TRAIN, config, port, *checkpoints)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -112,8 +129,13 @@ def one_process(without_noise, tmp_path_factory) -> Path:
 def two_processes(without_noise, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
     arguments = without_noise(folder / "run", batch_size=2, gradient_accumulation_steps=1)
-    printed = finish(start(arguments, 2, folder / "run.yaml"))
-    assert printed.count("validation mean R@1") == 2, "not one process reports, but both"
+    save_arguments(arguments, folder / "run.yaml")
+    # As users start them: of CPUs `accelerate launch` starts one process only; on them it is torchrun.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run([*command, TRAIN, folder / "run.yaml"], env=environment, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("validation mean R@1") == 2, "not one process reports, but both"
     return folder / "run"
 
 
@@ -130,15 +152,10 @@ def test_two_micro_batches_train_as_one_batch_does(without_noise, one_process, t
 
 def test_two_processes_that_were_killed_end_as_two_that_were_not(without_noise, two_processes, tmp_path):
     arguments = without_noise(tmp_path / "run", batch_size=2, gradient_accumulation_steps=1, checkpoint_every_steps=1)
-    killed = start(arguments, 2, tmp_path / "run.yaml")
-    while killed.poll() is None and latest_checkpoint(tmp_path / "run/checkpoints") is None:
-        time.sleep(0.01)
-    agent = psutil.Process(killed.pid)
-    for process in (agent, *agent.children(recursive=True)):  # which have sessions of their own
-        process.kill()
-    killed.communicate()
+    save_arguments(arguments, tmp_path / "run.yaml")
+    run_two_processes(tmp_path / "run.yaml", tmp_path / "run/checkpoints")
     assert latest_checkpoint(tmp_path / "run/checkpoints").name != f"checkpoint-{STEPS}"
-    finish(start(arguments, 2, tmp_path / "run.yaml"))
+    run_two_processes(tmp_path / "run.yaml")
     assert_same(tmp_path / "run", two_processes)
 
 

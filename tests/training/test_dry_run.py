@@ -26,10 +26,21 @@ WIDE = {"hidden_size": 64, "intermediate_size": 256}  # so that activations outw
 @pytest.fixture(scope="module")
 def paper_backbones(tmp_path_factory) -> list[str]:
     """Overrides that name folders with the config.json alone of HuBERT large and of BLIP-2 with ViT-g."""
-    folder = tmp_path_factory.mktemp("backbones")
+    return backbones(tmp_path_factory.mktemp("backbones"), hubert_layers=24)  # BLIP-2's defaults are ViT-g's
+
+
+@pytest.fixture(scope="module")
+def shallow_model(tmp_path_factory) -> list[str]:
+    """The same of two layers each, which are counted sooner."""
+    layers, folder = {"num_hidden_layers": 2}, tmp_path_factory.mktemp("shallow")
+    overrides = ["model.multimodal_config.num_hidden_layers=2", "trainable_speech_layers=0"]
+    return [*overrides, *backbones(folder, hubert_layers=2, vision_config=layers, qformer_config=layers)]
+
+
+def backbones(folder: Path, hubert_layers: int, **blip2) -> list[str]:
     HubertConfig(
         hidden_size=1024,
-        num_hidden_layers=24,
+        num_hidden_layers=hubert_layers,
         num_attention_heads=16,
         intermediate_size=4096,
         feat_extract_norm="layer",
@@ -37,7 +48,7 @@ def paper_backbones(tmp_path_factory) -> list[str]:
         conv_bias=True,
         feat_proj_layer_norm=True,
     ).save_pretrained(folder / "hubert")
-    Blip2Config().save_pretrained(folder / "blip2")  # its defaults are ViT-g's
+    Blip2Config(**blip2).save_pretrained(folder / "blip2")
     return [f"speech_backbone={folder / 'hubert'}", f"vision_backbone={folder / 'blip2'}"]
 
 
@@ -134,7 +145,7 @@ def test_masking_and_dropped_layers_do_not_ask_for_values(family, tmp_path):
         "speech_backbone": str(tmp_path / "speech"),
         "vision_backbone": str(tmp_path / "vision"),
         "processor": {"max_seconds": 1.0},
-        "model": {"multimodal_config": {"hidden_size": 32, "num_attention_heads": 2}},
+        "model": {"multimodal_config": {**shape, "num_speech_layers": 1}},
         "batch_size": 2,
         "queue_size": 8,
     }
@@ -179,18 +190,18 @@ def test_the_papers_setting_has_the_published_sizes(name, paper_backbones):
     assert run.highest < 80e9  # what the largest GPUs in wide use have
 
 
-def test_the_q_former_leaves_few_tokens_and_activations(paper_backbones):
+def test_the_q_former_leaves_few_tokens_and_activations(shallow_model):
     config = ROOT / "configs" / "spoken_coco.yaml"
-    overrides = [*paper_backbones, "activation_checkpointing=false", "trainable_speech_layers=0", "batch_size=8"]
+    overrides = [*shallow_model, "activation_checkpointing=false", "batch_size=8"]
     plain = dry_run(load_arguments(config, overrides))
     queries = dry_run(load_arguments(config, [*overrides, "qformer=true"]))
     assert queries.tokens[1] == 33  # and a [CLS], which the Q-Former has not
     assert queries.memory["activations: multimodal encoder"] < plain.memory["activations: multimodal encoder"]
 
 
-def test_only_configurations_are_read_and_nothing_is_written(paper_backbones, tmp_path):
+def test_only_configurations_are_read_and_nothing_is_written(shallow_model, tmp_path):
     command = [sys.executable, ROOT / "train.py", ROOT / "configs" / "spoken_coco.yaml", "--dry-run", "batch_size=4"]
-    result = subprocess.run([*command, *paper_backbones], cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run([*command, *shallow_model], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "speech backbone" in result.stdout and "most at once" in result.stdout
     assert not list(tmp_path.iterdir())

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,8 @@ from safetensors import safe_open
 from speech_image_retrieval.modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
 from speech_image_retrieval.training.export import export_model
 from speech_image_retrieval.training.setup import build_model, build_objective, build_processor
+
+from ..fresh_process import run_script
 
 # Runs where this package is not installed: the name resolves to nothing, whatever the environment holds.
 STRANGER = """
@@ -54,20 +54,8 @@ def exported(make_arguments, tmp_path_factory):
 
 def test_the_folder_runs_where_the_package_is_not_installed(exported, tmp_path):
     folder, model, processor = exported
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_MODULES_CACHE": str(tmp_path / "modules"),
-    }
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", STRANGER, str(folder)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    own = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    done = run_script(STRANGER, folder, cwd=tmp_path, env=os.environ | own)
     assert done.returncode == 0, done.stderr
     samples = [np.sin(np.arange(n) / 9).astype("float32") for n in (2400, 4000)]
     pictures = [np.full((40, 30, 3), shade, "uint8") for shade in (20, 200)]

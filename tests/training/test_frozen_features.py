@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -21,6 +19,7 @@ from speech_image_retrieval.training.frozen_features import FeatureProcessor, ca
 from speech_image_retrieval.training.loop import Trainer
 from speech_image_retrieval.training.setup import build_model, build_objective, build_processor
 
+from ..fresh_process import run_script
 from .conftest import square, tone
 
 FROZEN = {"trainable_speech_layers": 0, "trainable_vision_layers": 0}
@@ -97,9 +96,7 @@ processor = SpeechImageRetrievalProcessor.from_pretrained(sys.argv[1])
 split = load_corpus(sys.argv[2])["train"]
 cached_rows(model, processor, split, "train", sys.argv[2], precision="no", autocast=nullcontext)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "model"), str(corpus)], capture_output=True, text=True, check=False
-    )
+    done = run_script(code, tmp_path / "model", corpus)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
 import sys
 
 import pytest
@@ -15,6 +14,8 @@ from speech_image_retrieval.training.optimizers import build_optimizers
 from speech_image_retrieval.training.policies import keep_frozen_in_evaluation
 from speech_image_retrieval.training.setup import build_model, build_objective, build_processor
 from torch import nn
+
+from ..fresh_process import run_script
 
 CPU = torch.device("cpu")
 SPEECH_LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], "lora_dropout": 0.2}
@@ -204,9 +205,8 @@ def test_an_export_loads_without_peft_into_the_embeddings_of_the_trained_model(m
         assert not any("lora" in name or "base_layer" in name for name in weights.keys())  # noqa: SIM118
     wave, images = inputs()
     save_file({**wave, "images": images}, tmp_path / "inputs.safetensors")
-    arguments_of_it = [tmp_path / name for name in ("model", "inputs.safetensors", "outputs.safetensors")]
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_PEFT, *map(str, arguments_of_it)], capture_output=True, text=True, check=False
+    done = run_script(
+        WITHOUT_PEFT, *(tmp_path / name for name in ("model", "inputs.safetensors", "outputs.safetensors"))
     )
     assert done.returncode == 0, done.stderr
     theirs = load_file(tmp_path / "outputs.safetensors")

@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ import torch
 from speech_image_retrieval.training.export import export_model
 from speech_image_retrieval.training.sentence_transformers_files import export_cross_encoder
 
+from ..fresh_process import run_script
 from ..retrieval.tiny_gallery import tiny_model, tiny_processor, write_picture, write_recording
 
 # Both run where this package is not installed: the name resolves to nothing, whatever the environment holds.
@@ -88,14 +87,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 def in_a_fresh_process(script: str, folder: Path, files: list[str], tmp_path: Path) -> dict:
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("PYTHON")},
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(tmp_path / "home"),
-        "HF_MODULES_CACHE": str(tmp_path / "modules"),
-    }
-    command = [sys.executable, "-I", "-c", PREAMBLE + script, str(folder), str(tmp_path / "saved"), *files]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    own = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    done = run_script(PREAMBLE + script, folder, tmp_path / "saved", *files, cwd=tmp_path, env=os.environ | own)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
