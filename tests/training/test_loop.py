@@ -100,14 +100,17 @@ def test_interrupted_and_resumed_equals_never_interrupted(
     _assert_same_run(tmp_path, whole_run)
 
 
-@pytest.mark.parametrize("step", [5, 8])
-def test_a_run_resumes_from_a_checkpoint_within_an_epoch(step, make_arguments, whole_run, tmp_path, monkeypatch):
-    arguments = make_arguments(tmp_path, checkpoint_every_steps=step - 1, checkpoint_every_epochs=2)
-    with monkeypatch.context() as patched:
-        _interrupt(patched, "_optimize", step)
-        with pytest.raises(KeyboardInterrupt):
-            Trainer(arguments).run()
-    assert latest_checkpoint(tmp_path / "checkpoints").name == f"checkpoint-{step - 1}"
+def test_a_run_that_is_interrupted_ten_times_learns_as_one_that_is_not(
+    make_arguments, whole_run, tmp_path, monkeypatch
+):
+    arguments = make_arguments(tmp_path, checkpoint_every_steps=1)
+    places = [("_validate", 3), ("_validate", 6), *(("_optimize", step) for step in range(1, 9))]
+    for method, step in sorted(places, key=lambda place: place[1]):  # at the end of an epoch, then in the next one
+        with monkeypatch.context() as patched:
+            _interrupt(patched, method, step)
+            with pytest.raises(KeyboardInterrupt):
+                Trainer(arguments).run()
+    assert latest_checkpoint(tmp_path / "checkpoints").name == "checkpoint-8"
     Trainer(arguments).run()
     _assert_same_run(tmp_path, whole_run)
 
