@@ -8,6 +8,7 @@ and all pairs of both directions are scored together, each once, instead of one 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
@@ -20,6 +21,7 @@ from ..modeling.pair_scores import PAIRS_PER_BATCH, match_pairs
 from ..modeling.token_states import PackedStates
 from .embedding import inference
 from .recall import refuse_nan
+from .sharing import of_all_processes, own_share, process_count
 
 ScoreRule = Literal["sim", "sim+sic"]
 
@@ -185,16 +187,18 @@ def score_pairs(
     Raises:
         ValueError: a logit is NaN.
     """
+    options = {
+        "pairs_per_batch": pairs_per_batch,
+        "track": partial(track, description="Re-ranking", disable=not progress),
+    }
+    # Neighbours mostly share their clip.
+    shares = torch.arange(len(speech)).split(max(1, math.ceil(len(speech) / process_count())))
     with inference(model):
-        logits = match_pairs(
-            model,
-            speech_states,
-            image_states,
-            speech,
-            image,
-            pairs_per_batch=pairs_per_batch,
-            track=partial(track, description="Re-ranking", disable=not progress),
-        )
+        scored = [
+            match_pairs(model, speech_states, image_states, speech[pairs], image[pairs], **options)
+            for pairs in own_share(shares)
+        ]
+    logits = torch.cat(of_all_processes(scored))
     if logits.isnan().any():
         pair = int(logits.isnan().nonzero()[0])
         raise ValueError(
@@ -202,7 +206,7 @@ def score_pairs(
             f"({int(logits.isnan().sum())} of {len(logits)} pairs). Look for a diverged checkpoint, or for token "
             "states that overflow in float16."
         )
-    return logits.clone()  # as a tensor of inference mode, nobody could change it
+    return logits
 
 
 def coarse_to_fine_scores(coarse: Tensor, fine: Tensor, candidates: Tensor) -> Tensor:

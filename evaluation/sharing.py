@@ -30,10 +30,16 @@ def shared_between_processes() -> Iterator[None]:
         dist.destroy_process_group(group)
 
 
+def process_count() -> int:
+    """How many share the work; 1 if it is not shared out."""
+    group = _group.get()
+    return 1 if group is None else dist.get_world_size(group)
+
+
 def own_share(batches: Sequence[Part]) -> Sequence[Part]:
     """The batches that this process computes: all of them, unless they are shared out."""
     group = _group.get()
-    return batches if group is None else batches[dist.get_rank(group) :: dist.get_world_size(group)]
+    return batches if group is None else batches[dist.get_rank(group) :: process_count()]
 
 
 def of_all_processes(results: list[Part]) -> list[Part]:
@@ -41,6 +47,6 @@ def of_all_processes(results: list[Part]) -> list[Part]:
     group = _group.get()
     if group is None:
         return results
-    shares: list[list[Part]] = [[] for _ in range(dist.get_world_size(group))]
+    shares: list[list[Part]] = [[] for _ in range(process_count())]
     dist.all_gather_object(shares, results, group)
     return [shares[number % len(shares)][number // len(shares)] for number in range(sum(map(len, shares)))]
