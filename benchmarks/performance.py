@@ -1,6 +1,7 @@
 """Run the benchmarks of speed and memory one after another, and write what they print to docs/performance.md.
 
-python -m benchmarks.performance MODEL --corpus spoken_shapes [--config configs/spoken_shapes.yaml] [--only NAME ...]
+python -m benchmarks.performance MODEL --corpus spoken_shapes [--config configs/spoken_shapes.yaml]
+    [--frozen configs/spoken_emoji.yaml field=value ...] [--only NAME ...]
 
 Leave the machine alone meanwhile. With --only, the others keep what they printed before.
 """
@@ -13,6 +14,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,17 +28,22 @@ _LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "lancedb")
 class Measure:
     """A benchmark, what it shows, and how many of the last lines that it prints say so."""
 
-    module: str
+    name: str  # of the module; `_frozen` behind it tells a second use of it apart
     title: str
     arguments: tuple[str, ...]
     lines: int
 
 
-def measures(model: str, corpus: str, config: str) -> list[Measure]:
-    """All of them, in the order of the report."""
+def measures(model: str, corpus: str, config: str, frozen: Sequence[str]) -> list[Measure]:
+    """All of them, in the order of the report.
+
+    Args:
+        frozen: a configuration whose backbones are frozen, and its overrides.
+    """
     of_model = (model, "--corpus", corpus)
     return [
         Measure("training_step", "A training step beside ALBEF's", (config,), 1),
+        Measure("training_step_frozen", "The same with frozen backbones", (*frozen, "--steps", "4"), 1),
         Measure("processes", "Two processes on two cores beside one on one", (config,), 3),
         Measure("gradient_cache", "Memory of 1,024 pairs a step", (config, "cache_examples=false"), 2),
         Measure("data_path", "The data path beside the fastest step", (config,), 3),
@@ -52,21 +59,22 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--corpus", required=True)
     parser.add_argument("--config", default="configs/spoken_shapes.yaml")
+    parser.add_argument("--frozen", nargs="+", default=["configs/spoken_emoji.yaml"], metavar="CONFIG")
     parser.add_argument("--only", action="append", metavar="NAME", help="of a benchmark; may be repeated")
     options = parser.parse_args()
-    every = measures(options.model, options.corpus, options.config)
-    if unknown := set(options.only or ()) - {measure.module for measure in every}:
-        parser.error(f"there is no {', '.join(sorted(unknown))} among {', '.join(one.module for one in every)}")
+    every = measures(options.model, options.corpus, options.config, options.frozen)
+    if unknown := set(options.only or ()) - {measure.name for measure in every}:
+        parser.error(f"there is no {', '.join(sorted(unknown))} among {', '.join(one.name for one in every)}")
     printed: dict[str, dict[str, str]] = json.loads(_PRINTED.read_text("utf-8")) if _PRINTED.is_file() else {}
     for measure in every:
-        if options.only and measure.module not in options.only:
+        if options.only and measure.name not in options.only:
             continue
-        command = ["-m", f"benchmarks.{measure.module}", *measure.arguments]
+        command = ["-m", f"benchmarks.{measure.name.removesuffix('_frozen')}", *measure.arguments]
         print(" ".join(command), flush=True)
         ended = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, check=True)
         lines = "\n".join(ended.stdout.strip().splitlines()[-measure.lines :])
         print(lines, flush=True)
-        printed[measure.module] = {"command": f"python {' '.join(command)}", "lines": lines, "machine": _machine()}
+        printed[measure.name] = {"command": f"python {' '.join(command)}", "lines": lines, "machine": _machine()}
         _PRINTED.write_text(json.dumps(printed, indent=1) + "\n", encoding="utf-8")
         _REPORT.write_text(_report(every, printed), encoding="utf-8")
 
@@ -77,9 +85,9 @@ def _report(every: list[Measure], printed: dict[str, dict[str, str]]) -> str:
         "Written by `python -m benchmarks.performance`. Whatever is compared ran in turns in one run on one machine; "
         "ratios carry over to others better than rates do.\n"
     ]
-    machines = dict.fromkeys(printed[measure.module]["machine"] for measure in every if measure.module in printed)
+    machines = dict.fromkeys(printed[measure.name]["machine"] for measure in every if measure.name in printed)
     for measure in every:
-        if found := printed.get(measure.module):
+        if found := printed.get(measure.name):
             machine = f"On {found['machine']}.\n\n" if len(machines) > 1 else ""
             block = f"```\n$ {found['command']}\n{found['lines']}\n```\n"
             parts.append(f"## {measure.title}\n\n{machine}{block}")

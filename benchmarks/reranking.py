@@ -10,8 +10,6 @@ of every layer. Both score the same candidates in float32; logits are compared. 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
 
 import torch
 from speech_image_retrieval.cli.app import load_model
@@ -19,6 +17,8 @@ from speech_image_retrieval.cli.corpus import load_split
 from speech_image_retrieval.evaluation import distinct_images, encode_images, encode_speech, rerank, score_pairs
 from speech_image_retrieval.evaluation.embedding import inference
 from torch import Tensor, nn
+
+from benchmarks.timing import timed
 
 
 def main() -> None:
@@ -57,13 +57,13 @@ def main() -> None:
     for number in range(options.rounds + 1):
         whole = 0.0
         for name, pairs in directions.items():
-            slow, reference = _timed(albef, *pairs)
-            fast, logits = _timed(ours, *pairs)
+            slow, reference = timed(albef, *pairs)
+            fast, logits = timed(ours, *pairs)
             whole += slow
             taken[name].append((slow, fast))
             if not number:
                 print(f"{name}: logits at most {float((logits - reference).abs().max()):.1e} apart")
-        fast, _ = _timed(rerank, model, coarse, speech.states, images.states, options.rerank_top_k)
+        fast, _ = timed(rerank, model, coarse, speech.states, images.states, options.rerank_top_k)
         taken["both directions"].append((whole, fast))
     count = {name: pairs[0].numel() for name, pairs in directions.items()}
     count["both directions"] = sum(count.values())
@@ -84,12 +84,6 @@ def _one_query(model: nn.Module, speech: Tensor, mask: Tensor, images: Tensor) -
     with inference(model):
         states, _ = model.multimodal_encoder(speech, mask, model.project_images(images))
         return model.matching_head(states[:, 0]).squeeze(-1).float()
-
-
-def _timed(work: Callable, *arguments: object) -> tuple[float, object]:
-    started = time.perf_counter()
-    result = work(*arguments)
-    return time.perf_counter() - started, result
 
 
 if __name__ == "__main__":

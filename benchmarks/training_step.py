@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import time
-from collections.abc import Callable
 from statistics import median
 
 import torch
@@ -26,6 +24,8 @@ from speech_image_retrieval.training.matching import HardNegatives
 from speech_image_retrieval.training.objective import Batch, CoarseToFineObjective
 from speech_image_retrieval.training.optimizers import learning_rate_factor
 from torch import Tensor, nn
+
+from benchmarks.timing import timed
 
 _MOMENTUM, _ALPHA = 0.995, 0.4
 _OVERRIDES = [
@@ -63,9 +63,9 @@ def main() -> None:
     taken: list[tuple[float, float]] = []
     for _ in range(options.steps + _WARM_UP):
         (batch,) = next(batches)
-        fast, (losses, _) = _timed(trainer._optimize, [batch])
+        fast, (losses, _) = timed(trainer._optimize, [batch])
         trainer.step += 1
-        slow, expected = _timed(reference.step, batch, drawn.pop())
+        slow, expected = timed(reference.step, batch, drawn.pop())
         taken.append((slow, fast))
         loss = float(losses.total.detach())
         print(f"losses {loss:.5f} and {expected:.5f}, {abs(loss - expected):.1e} apart; {fast:.3f} and {slow:.3f} s")
@@ -184,12 +184,6 @@ def _recorded_negatives(objective: CoarseToFineObjective) -> list[HardNegatives]
 
     objective.negatives = negatives
     return drawn
-
-
-def _timed(work: Callable, *arguments: object) -> tuple[float, object]:
-    started = time.perf_counter()
-    result = work(*arguments)
-    return time.perf_counter() - started, result
 
 
 if __name__ == "__main__":

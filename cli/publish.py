@@ -127,4 +127,7 @@ def _example(model: Path, corpus: str | None) -> Mapping[str, Any] | None:
     try:
         return load_split(corpus, "test")[0]
     except ValueError as error:
-        raise ValueError(f"{error} Its test split gives the example: name a corpus with --examples CORPUS.") from error
+        raise ValueError(
+            f"The example would be the first row of the test split of {corpus}. Name the folder of a corpus, "
+            f"--examples CORPUS, or put recording.* and picture.* into {model / 'examples'}. {error}"
+        ) from error

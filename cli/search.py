@@ -115,18 +115,16 @@ def search(
             f"corpus with a model: sir search MODEL IMAGES QUERY.wav, but {images} is no folder."
         )
     rows = load_split(str(images), "test") if (images / "dataset_dict.json").is_file() else None
-    gallery = _folder_gallery(images) if rows is None else _corpus_gallery(rows)
+    if caption and rows is None:
+        raise ValueError(f"--caption needs a corpus, and {images} is a folder of pictures. Give a recording instead.")
+    if not (recordings or caption or mic):
+        raise ValueError("There is nothing to search for: give recordings, --mic, or --caption with a corpus.")
     queries = [_recording_query(path) for path in recordings]
+    gallery = _folder_gallery(images) if rows is None else _corpus_gallery(rows)
     if caption:
-        if rows is None:
-            raise ValueError(
-                f"--caption needs a corpus, and {images} is a folder of pictures. Give a recording instead."
-            )
         queries += _caption_queries(rows, gallery, caption, seed)
     if mic:
         queries.append(_Query(record_speech(), "microphone"))
-    if not queries:
-        raise ValueError("There is nothing to search for: give recordings, --mic, or --caption with a corpus.")
     from ..retrieval.search import search_images
     from ..retrieval.spoken_queries import read_spoken_queries
 
@@ -174,8 +172,6 @@ class _Query(NamedTuple):
 
 
 def _folder_gallery(folder: Path) -> _Gallery:
-    if not folder.is_dir():
-        raise ValueError(f"There is no folder {folder}.")
     source = FolderSource(folder, "image")
     len(source)  # refuses a folder without pictures
     items = [item for item in source if _is_readable(item)]

@@ -106,8 +106,8 @@ class EndpointHandler:
     def _gallery_for(self, query: Any) -> Any:
         wanted = "image" if self._modality_of(query) == "speech" else "speech"
         if wanted not in self._galleries:
-            kind = "pictures" if wanted == "image" else "recordings"
-            raise BadRequest(f"This model ships no gallery of {kind}. It answers the tasks 'embed' and 'match'.")
+            kind, sent = ("pictures", "a recording") if wanted == "image" else ("recordings", "a picture")
+            raise BadRequest(f"This model ships no gallery of {kind}. Of {sent} it answers 'embed' and 'match'.")
         return self._galleries[wanted]
 
     def _classify(

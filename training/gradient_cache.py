@@ -58,7 +58,7 @@ def backward(
     shares, losses = _own_rows(micro_batches), []
     # A row brings its negatives along, which may be of any micro-batch.
     divisions = 1 if at_once or negatives is None else 1 + objective.hard_negatives
-    for rows in (part for share in shares for part in _divided(share, divisions)):
+    for rows in (part for own in shares for part in _divided(own, divisions)):
         with autocast():
             share = objective.losses(whole, alpha, negatives, rows)
         share.total.backward()

@@ -30,7 +30,9 @@ def test_a_dry_run_shows_files_and_card_and_uploads_nothing(
 def test_an_example_is_asked_for_where_none_is_known(exported: Path, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit):
         app(["publish", str(exported), "--repo-id", "org/tiny", "--dry-run"])
-    assert "name a corpus with --examples CORPUS" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "Name the folder of a corpus, --examples CORPUS, or put recording.* and picture.* into" in said
+    assert f"{exported / 'examples'}. There is no folder" in said
 
 
 @pytest.mark.parametrize("content", ["{", "{}", '{"protocol": null}'])
