@@ -52,12 +52,15 @@ def publisher(arguments: TrainingArguments) -> Callable[[Path, Mapping[str, Any]
         return None
     from huggingface_hub import HfApi
     from speech_image_retrieval.hub_cards.commit import make_repository
+    from speech_image_retrieval.hub_cards.known_licences import check_license
     from speech_image_retrieval.hub_cards.publishing import Publication, publish_model
 
+    check_license(arguments.license)
     make_repository(HfApi(), arguments.push_to_hub, "model", private=True)
 
     def publish(folder: Path, example: Mapping[str, Any]) -> str:
-        return publish_model(Publication(folder, arguments.push_to_hub, example, license=arguments.license))
+        publication = Publication(folder, arguments.push_to_hub, lambda: example, license=arguments.license)
+        return publish_model(publication)
 
     return publish
 

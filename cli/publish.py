@@ -12,7 +12,7 @@ from .app import app
 from .corpus import corpus_app, load_split
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 RepoIdOption = Annotated[str, typer.Option("--repo-id", help="Where to, such as org/name.")]
 PrivateOption = Annotated[bool, typer.Option("--private", help="Make a new repository private.")]
@@ -86,6 +86,7 @@ def publish_corpus(
     from ..hub_cards.corpus_publishing import checked_card
     from ..hub_cards.corpus_publishing import publish_corpus as publish_checked
 
+    typer.echo(f"Checking {directory}: every recording and picture is decoded.", err=True)
     corpus, card = checked_card(directory, repo_id, license, num_proc)
     if dry_run:
         typer.echo(f"{card}\nChecked. Nothing was uploaded.")
@@ -96,9 +97,10 @@ def publish_corpus(
 @app.command("publish-metric")
 def publish_metric(repo_id: RepoIdOption, private: PrivateOption = False, dry_run: DryRunOption = False) -> None:
     """Publish the metric as a Space that evaluate.load reads."""
+    from ..hub_cards.metric_publishing import check_name, stage_metric
     from ..hub_cards.metric_publishing import publish_metric as publish_staged
-    from ..hub_cards.metric_publishing import stage_metric
 
+    check_name(repo_id)
     with TemporaryDirectory() as place:
         folder = Path(place) / "metric"
         stage_metric(folder)
@@ -114,16 +116,17 @@ def print_files(folder: Path) -> None:
             typer.echo(f"{path.stat().st_size:>14,}  {path.relative_to(folder).as_posix()}")
 
 
-def _example(model: Path, corpus: str | None) -> Mapping[str, Any] | None:
-    """The first row of the test split of a corpus, or None if the model has examples already or nothing is known."""
+def _example(model: Path, corpus: str | None) -> Callable[[], Mapping[str, Any]] | None:
+    """What reads the example; None where the model has some already."""
     if corpus is None and (model / "examples").is_dir():
         return None
-    if corpus is None and (model / "evaluation.json").is_file():
-        from ..hub_cards.model_card import read_reports
+    return lambda: _first_of_test_split(model, corpus)
 
-        corpus = read_reports(model)["evaluation.json"]["protocol"]["corpus"]
-    if corpus is None:
-        return None
+
+def _first_of_test_split(model: Path, corpus: str | None) -> Mapping[str, Any]:
+    from ..hub_cards.model_card import read_reports
+
+    corpus = corpus or read_reports(model)["evaluation.json"]["protocol"]["corpus"]
     try:
         return load_split(corpus, "test")[0]
     except ValueError as error:

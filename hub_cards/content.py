@@ -69,7 +69,9 @@ def _check_file(path: Path, name: str) -> None:
     try:
         known = _open(path, suffix)
     except (*_UNREADABLE, SafetensorError) as error:
-        raise PublishError(f"{name} is no {suffix} file: {error}. Write it again, or remove it.") from error
+        raise PublishError(
+            f"{name} is no {suffix} file: {str(error).rstrip('.')}. Write it again, or remove it."
+        ) from error
     if not known:
         raise PublishError(
             f"{name} is of a kind that no published model holds. Remove it. Kinds: .safetensors, .json, .py, .md, "

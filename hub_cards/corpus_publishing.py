@@ -13,7 +13,7 @@ from ..corpora.check import inspect_corpus
 from ..corpora.check_table import HOW_TO_READ, split_rows
 from ..corpora.schema import load_corpus
 from .commit import check_repo_id, commit_card, explained, make_repository_as_asked
-from .known_licences import licences_of
+from .known_licences import check_license, licences_of
 from .refusal import PublishError
 
 _TEMPLATE = Path(__file__).with_name("dataset_card.md")
@@ -49,9 +49,10 @@ def checked_card(folder: Path, repo_id: str, license: str, num_proc: int | None)
     """A corpus that is fit for use, and its card.
 
     Raises:
-        PublishError: it is not fit, see `sir corpus check`; or `repo_id` is no id.
+        PublishError: it is not fit, see `sir corpus check`; or `repo_id` is no id, or the Hub knows no such licence.
     """
     check_repo_id(repo_id)
+    check_license(license)
     corpus = load_corpus(folder)
     check = inspect_corpus(corpus, num_proc=num_proc)
     if not check.fit:

@@ -20,6 +20,8 @@ from .examples import find_example
 from .known_licences import licences_of
 from .refusal import PublishError
 
+CASCADE_FILE = "cascade.json"
+
 _TEMPLATE = Path(__file__).with_name("model_card.md")
 _DIRECTIONS = {"speech_to_image": "speech to image", "image_to_speech": "image to speech"}
 _STAGES = {"coarse": "coarse", "reranked": "re-ranked"}
@@ -55,6 +57,27 @@ def read_reports(folder: Path) -> dict[str, dict[str, Any]]:
                 f"model again: {how}"
             ) from error
     return reports
+
+
+def read_cascade(folder: Path) -> dict[str, Any] | None:
+    """The figures of a cascade that were measured for comparison, see `benchmarks/cascade.py`; None without them.
+
+    Raises:
+        PublishError: the file holds something else.
+    """
+    path = folder / CASCADE_FILE
+    if not path.is_file():
+        return None
+    cascade = _read(path)
+    try:
+        _rows_of_cascade(cascade)
+        published_report(cascade)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise PublishError(
+            f"{path} is not what benchmarks.cascade writes: {type(error).__name__}, {error}. Write it again, or "
+            "remove it."
+        ) from error
+    return cascade
 
 
 def read_training(folder: Path) -> dict[str, Any]:
@@ -128,7 +151,7 @@ def render_model_card(
         training=training,
         corpus=corpus,
         licences=licences_of(corpus),
-        evaluations=[_as_table(report) for report in reports],
+        evaluations=[_as_table(report, read_cascade(folder)) for report in reports],
         sampling_rate=processor["feature_extractor"]["sampling_rate"],
         min_seconds=processor["min_seconds"],
         max_seconds=processor["max_seconds"],
@@ -136,6 +159,7 @@ def render_model_card(
         recording=recording.name,
         picture=picture.name,
         galleries=galleries,
+        task=_task(galleries),
     )
 
 
@@ -207,7 +231,7 @@ def eval_results(report: Mapping[str, Any]) -> list[EvalResult]:
     return results
 
 
-def _as_table(report: Mapping[str, Any]) -> dict[str, Any]:
+def _as_table(report: Mapping[str, Any], cascade: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """What the template shows of a report: sentences on the protocol, and rows of cells."""
     protocol = report["protocol"]
     rows, slices = [], []
@@ -217,6 +241,8 @@ def _as_table(report: Mapping[str, Any]) -> dict[str, Any]:
             if stage in figures:
                 name = f"{title}, {words}" + (f", top {figures['rerank_top_k']}" if stage == "reranked" else "")
                 rows.append([name, *_cells(figures[stage], report["intervals"][direction][stage])])
+        if cascade is not None and _pool(cascade) == _pool(report):
+            rows.append(_rows_of_cascade(cascade)[direction])
         rows.append([f"{title}, chance", *_cells(figures["chance"], {})])
         slices += [
             [group, f"{of['captions']:,}", words, *_cells(of[stage], {})]
@@ -236,6 +262,22 @@ def _as_table(report: Mapping[str, Any]) -> dict[str, Any]:
         "score_rule": protocol["score_rule"],
         "rows": rows,
         "slices": slices,
+    }
+
+
+def _pool(report: Mapping[str, Any]) -> list[Any]:
+    protocol = report["protocol"]
+    return [corpus_name(protocol["corpus"]), *(protocol[name] for name in ("split", "images", "captions"))]
+
+
+def _rows_of_cascade(cascade: Mapping[str, Any]) -> dict[str, list[str]]:
+    whisper = Path(cascade["protocol"]["whisper"]).name
+    return {
+        direction: [
+            f"{title}, cascade: {whisper}, transcripts against captions",
+            *_cells(cascade[direction]["cascade"], {}),
+        ]
+        for direction, title in _DIRECTIONS.items()
     }
 
 

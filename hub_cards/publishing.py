@@ -19,11 +19,14 @@ from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalP
 from .clean_load import check_clean_load
 from .commit import check_repo_id, commit_folder, make_repository_as_asked
 from .content import check_content
+from .known_licences import check_license
 from .model_card import (
+    CASCADE_FILE,
     backbones_of,
     check_metadata,
     own_card,
     published_report,
+    read_cascade,
     read_reports,
     read_training,
     render_model_card,
@@ -39,7 +42,8 @@ class Publication:
     Attributes:
         model: the exported folder, with its `evaluation.json`.
         repo_id: where to, such as `org/name`.
-        example: a row of a corpus whose recording and picture are shown and tried; None takes those of the model.
+        example: gives a row of a corpus whose recording and picture are shown and tried; called once what is quick to
+            check has been. None takes those of the model.
         galleries: indexes of pictures or of recordings that are published with the model.
         card: a card of your own in place of the one that is rendered.
         license: of the weights, as the Hub names it; needed for the card that is rendered.
@@ -48,7 +52,7 @@ class Publication:
 
     model: Path
     repo_id: str
-    example: Mapping[str, Any] | None = None
+    example: Callable[[], Mapping[str, Any]] | None = None
     galleries: Sequence[str] = ()
     card: Path | None = None
     license: str | None = None
@@ -68,7 +72,8 @@ def staged(publication: Publication) -> Iterator[Path]:
         raise PublishError(f"{model} holds no model: there is no config.json in it. Give the folder `model` of a run.")
     check_content(model)
     _check_license(publication)
-    reports = read_reports(model)
+    reports, cascade = read_reports(model), read_cascade(model)
+    example = publication.example() if publication.example else None
     fingerprint = model_identity(
         SpeechImageRetrievalModel.from_pretrained(model), SpeechImageRetrievalProcessor.from_pretrained(model)
     )
@@ -78,9 +83,10 @@ def staged(publication: Publication) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=".publishing-", dir=model.resolve().parent) as place:
         folder = Path(place) / "model"
         rule = reports["evaluation.json"]["protocol"]["score_rule"] or "sim"
-        stage_model(model, folder, publication.example, publication.galleries, rule)
+        stage_model(model, folder, example, publication.galleries, rule)
         reports = {name: published_report(report) for name, report in reports.items()}
-        for name, report in reports.items():
+        compared = {CASCADE_FILE: published_report(cascade)} if cascade else {}
+        for name, report in {**reports, **compared}.items():
             replace_file(folder / name, (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
         if publication.card is not None:
             card = own_card(publication.card)
@@ -124,6 +130,8 @@ def publish_model(
 
 def _check_license(publication: Publication) -> None:
     """Refuse weights of which nobody said the licence: nothing here can know what whoever publishes them may grant."""
+    if publication.license:
+        check_license(publication.license)
     if publication.license or publication.card:
         return
     backbones = backbones_of(read_training(publication.model))

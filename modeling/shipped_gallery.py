@@ -14,7 +14,7 @@ from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -74,9 +74,10 @@ def find_gallery(model: str, modality: Modality, **hub_options: Any) -> Gallery:
     else:
         folder = Path(model)
     if not model or not Path(folder, wanted).is_dir():
-        offline = " or, without a connection, none of it is in the cache" if model else ""
+        offline = constants.is_offline_mode() or hub_options.get("local_files_only")
+        place = " that is in the cache, and offline nothing else is looked for" if model and offline else ""
         raise ValueError(
-            f"{model or 'This model'} ships no gallery of {PLURAL[modality]}{offline}. Pass candidates=[...], the "
+            f"{model or 'This model'} ships no gallery of {PLURAL[modality]}{place}. Pass candidates=[...], the "
             f"{PLURAL[modality]} to choose from."
         )
     return read_gallery(folder / wanted)

@@ -73,7 +73,7 @@ def on_the_hub(exported: Path, rows: list[dict[str, Any]]) -> Iterator[OnTheHub]
         patched.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patched.setattr(publishing, "check_clean_load", lambda folder: None)
         api = HfApi(endpoint=hub.url, token=TOKEN)
-        publication = Publication(exported, "org/tiny", rows[0], license="mit")
+        publication = Publication(exported, "org/tiny", lambda: rows[0], license="mit")
         publish_model(publication, api=api)
         publish_model(replace(publication, repo_id="org/secret"), private=True, api=api)
         first = api.model_info("org/tiny").sha

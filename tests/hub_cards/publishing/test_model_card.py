@@ -86,6 +86,36 @@ def test_the_table_has_figures_with_intervals_and_slices(staged: Path):
     assert f"| en | {slices['en']['captions']} | coarse | {slices['en']['coarse']['R@1']:.1f} |" in text
 
 
+CASCADE = {
+    "protocol": {
+        "corpus": "/home/me/spoken/corpus",
+        "split": "test",
+        "images": 4,
+        "captions": 4,
+        "whisper": "a/tiny.en",
+    },
+    **{
+        direction: {"cascade": {"R@1": 25.0, "R@5": 75.0, "R@10": 100.0, "median_rank": 2.0}}
+        for direction in ("speech_to_image", "image_to_speech")
+    },
+}
+
+
+def test_a_cascade_is_shown_beside_the_figures_of_the_same_pool_only(staged: Path):
+    (staged / "cascade.json").write_text(json.dumps(CASCADE))
+    row = "| speech to image, cascade: tiny.en, transcripts against captions | 25.0 | 75.0 | 100.0 | 2.0 |"
+    assert row in card_of(staged).text.splitlines()
+    (staged / "cascade.json").write_text(json.dumps({**CASCADE, "protocol": {**CASCADE["protocol"], "images": 3}}))
+    assert "cascade: tiny.en" not in card_of(staged).text
+    (staged / "cascade.json").write_text("{}")
+    with pytest.raises(PublishError, match=r"cascade\.json is not what benchmarks\.cascade writes"):
+        card_of(staged)
+
+
+def test_paragraphs_are_one_blank_line_apart(staged: Path):
+    assert "\n\n\n" not in str(card_of(staged))
+
+
 def test_what_was_not_recorded_is_not_said(staged: Path):
     text = written(staged, TRAINING)
     assert "30 steps of 4 pairs, seed 7, precision no; 0.25 hours on 2 CPU cores." in text

@@ -77,6 +77,11 @@ def test_an_unfit_corpus_is_refused(tmp_path: Path):
         checked_card(build(tmp_path, shared=True), "org/spoken", "cc-by-4.0", 1)
 
 
+def test_a_licence_is_known_before_media_are_decoded(tmp_path: Path):
+    with pytest.raises(PublishError, match=r"no licence 'cc-by'\. Did you mean .*cc-by-"):
+        checked_card(tmp_path, "org/spoken", "cc-by", 1)
+
+
 def test_a_metric_is_called_after_its_file(hub: HubServer, api: HfApi, tmp_path: Path):
     stage_metric(tmp_path / "metric")
     with pytest.raises(PublishError, match="publish to ORG/recall_at_k, not to org/recall"):

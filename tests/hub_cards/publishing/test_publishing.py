@@ -33,7 +33,7 @@ def folder(exported: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def publication(folder: Path, rows) -> Publication:
-    return Publication(folder, "org/tiny", rows[0], license="apache-2.0")
+    return Publication(folder, "org/tiny", lambda: rows[0], license="apache-2.0")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -263,6 +263,43 @@ def test_a_run_is_no_model_and_an_example_is_needed(publication: Publication, tm
         staged(replace(publication, example=None)),
     ):
         pass
+
+
+def test_what_is_quick_to_check_comes_before_the_example(publication: Publication):
+    def example() -> dict:
+        pytest.fail("a corpus was read")
+
+    waiting = replace(publication, example=example)
+    for changed, said in (
+        ({"repo_id": "tiny"}, "does not say whose repository it is"),
+        ({"license": "appache2"}, r"no licence 'appache2'\. Did you mean apache-2"),
+        ({"license": "my own"}, "for any that is not there, other"),
+    ):
+        with pytest.raises(PublishError, match=said), staged(replace(waiting, **changed)):
+            pass
+    (publication.model / "weights.bin").write_bytes(b"")
+    with pytest.raises(PublishError, match="pickle"), staged(waiting):
+        pass
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_cascade_is_published_without_the_folder_of_its_corpus(publication: Publication):
+    figures = {"cascade": {"R@1": 25.0, "R@5": 75.0, "R@10": 100.0, "median_rank": 2.0}}
+    cascade = {
+        "protocol": {
+            "corpus": "/home/me/spoken/corpus",
+            "split": "test",
+            "images": 4,
+            "captions": 4,
+            "whisper": "tiny",
+        },
+        "speech_to_image": figures,
+        "image_to_speech": figures,
+    }
+    (publication.model / "cascade.json").write_text(json.dumps(cascade))
+    with staged(publication) as folder:
+        assert json.loads((folder / "cascade.json").read_text())["protocol"]["corpus"] == "spoken"
+        assert "cascade: tiny" in (folder / "README.md").read_text()
 
 
 def test_somebody_must_say_the_licence(publication: Publication):
