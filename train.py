@@ -42,7 +42,7 @@ def main() -> None:
             from speech_image_retrieval.training.loop import Trainer
 
             Trainer(arguments, publish=publisher(arguments)).run()
-    except (ArgumentError, CorpusError, PublishError) as error:
+    except (ArgumentError, ChildProcessError, CorpusError, FloatingPointError, PublishError) as error:
         sys.exit(f"error: {error}")
 
 

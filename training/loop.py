@@ -42,7 +42,7 @@ from .setup import (
     build_processor,
     initialize_from_speech_transformer,
 )
-from .stopping import SigtermWatch, save_for_inspection
+from .stopping import SigtermWatch, data_workers_ended, save_for_inspection
 from .streaming import StreamedCaptions
 
 # How long processes wait for one that fills a feature cache, evaluates or publishes.
@@ -144,6 +144,7 @@ class Trainer:
         with (
             counted_progress("training", self.accelerator.is_main_process) as progress,
             SigtermWatch() as self.sigterm,
+            data_workers_ended(),
         ):
             self.bar = progress.add_task("steps", total=self.total_steps, completed=self.step, status="")
             self.progress = progress

@@ -1,9 +1,11 @@
-"""How a run ends before its time: a scheduler's SIGTERM, and batches whose losses are not finite."""
+"""How a run ends before its time: a scheduler's SIGTERM, losses that are not finite, and data workers that die."""
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -12,6 +14,7 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from safetensors.torch import save_file
 
+from ..corpora.schema import CorpusError
 from .objective import Batch
 
 
@@ -41,6 +44,31 @@ def ignore_sigterm(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+@contextmanager
+def data_workers_ended() -> Iterator[None]:
+    """Where this is left by an error, data workers end, and an error of theirs is told in words for people: PyTorch
+    tells it in tracebacks.
+
+    Raises:
+        ChildProcessError: one was killed.
+        CorpusError: one came upon an example that cannot be used.
+    """
+    try:
+        yield
+    except BaseException as error:
+        # The frames hold the loader, and it the workers. Python would send them SIGTERM at its end, which they ignore,
+        # and wait for them.
+        traceback.clear_frames(error.__traceback__)
+        if isinstance(error, CorpusError):
+            raise CorpusError(str(error).rpartition("CorpusError: ")[2].strip()) from error
+        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+            raise ChildProcessError(
+                "A data worker was killed, most likely by the system for want of memory. The last checkpoint is "
+                "whole: start the same command again, with a lower num_workers (0 reads in the training process)."
+            ) from error
+        raise
+
+
 def save_for_inspection(micro_batches: Sequence[Batch], folder: Path) -> Path:
     """Keep a batch as it reached the model: `speech.*`, `image.*`, `image_ids` and `rows`, which are those of the
     training split, of each micro-batch by number. Every process writes its own share."""
@@ -56,4 +84,4 @@ def save_for_inspection(micro_batches: Sequence[Batch], folder: Path) -> Path:
     return path
 
 
-__all__ = ["SigtermWatch", "ignore_sigterm", "save_for_inspection"]
+__all__ = ["SigtermWatch", "data_workers_ended", "ignore_sigterm", "save_for_inspection"]

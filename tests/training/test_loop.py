@@ -17,6 +17,7 @@ from speech_image_retrieval.corpora.schema import CorpusError
 from speech_image_retrieval.training import checkpoint as checkpoint_module
 from speech_image_retrieval.training.arguments import ArgumentError, save_arguments
 from speech_image_retrieval.training.checkpoint import latest_checkpoint
+from speech_image_retrieval.training.examples import SpokenCaptions
 from speech_image_retrieval.training.log import read_log
 from speech_image_retrieval.training.loop import Trainer
 
@@ -261,6 +262,35 @@ def test_a_gradient_that_is_not_finite_stops_the_run_says_what_to_do_and_keeps_t
     assert [kept[f"{number}.rows"].tolist() for number in (0, 1)] == [part.tolist() for part in rows]
     assert kept["0.image.pixel_values"].isnan().all()
     assert not kept["1.speech.input_values"].isnan().any()
+
+
+def test_a_data_worker_that_is_killed_ends_the_run_in_one_line_and_it_goes_on_as_if_nothing_had_been(
+    make_arguments, whole_run, tmp_path, monkeypatch
+):
+    original, here, read = SpokenCaptions.__getitem__, os.getpid(), []
+
+    def killed_later(self, row):
+        read.append(row)
+        if os.getpid() != here and len(read) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, row)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SpokenCaptions, "__getitem__", killed_later)
+        with pytest.raises(ChildProcessError, match=r"^A data worker was killed.*lower num_workers.*\)\.$"):
+            Trainer(make_arguments(tmp_path, num_workers=1)).run()
+    Trainer(make_arguments(tmp_path)).run()
+    _assert_same_run(tmp_path, whole_run)
+
+
+def test_an_example_that_a_data_worker_cannot_use_is_named_in_one_line(make_arguments, tmp_path, monkeypatch):
+    def broken(self, row):
+        raise CorpusError("Caption 'a': damaged")
+
+    monkeypatch.setattr(SpokenCaptions, "__getitem__", broken)
+    for workers in (0, 1):
+        with pytest.raises(CorpusError, match=r"^Caption 'a': damaged$"):
+            Trainer(make_arguments(tmp_path, num_workers=workers)).run()
 
 
 @pytest.mark.parametrize("step", [4, 5], ids=["amid an epoch", "in its last step"])
