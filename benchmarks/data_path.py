@@ -47,7 +47,8 @@ def main() -> None:
     step = _pairs(batches[_WARM_UP:]) / (time.perf_counter() - started)
     print(f"step without SIM: {step:.0f} pairs/s")
     for name, rate in rates.items():
-        print(f"{name}: {rate:.0f} pairs/s, {rate / step:.1f} times the step")
+        in_turns = 1 / (1 / rate + 1 / step)
+        print(f"{name}: {rate:.0f} pairs/s, {rate / step:.1f} times the step; in turns with it {in_turns:.0f} pairs/s")
 
 
 def _pairs(steps: list[list[Any]]) -> int:

@@ -43,13 +43,18 @@ def measures(model: str, corpus: str, config: str, frozen: Sequence[str]) -> lis
     of_model = (model, "--corpus", corpus)
     return [
         Measure("training_step", "A training step beside ALBEF's", (config,), 1),
-        Measure("training_step_frozen", "The same with frozen backbones", (*frozen, "--steps", "4"), 1),
-        Measure("processes", "Two processes on two cores beside one on one", (config,), 3),
+        Measure(
+            "training_step_frozen",
+            "The same with frozen backbones, which ALBEF's step encodes twice and averages like trained ones",
+            (*frozen, "--steps", "4"),
+            1,
+        ),
+        Measure("processes", "Two processes on two cores beside one on one", (config,), 4),
         Measure("gradient_cache", "Memory of 1,024 pairs a step", (config, "cache_examples=false"), 2),
         Measure("data_path", "The data path beside the fastest step", (config,), 3),
         Measure("mixed_lengths", "Clips of mixed lengths, encoded", of_model, 2),
         Measure("reranking", "Re-ranking beside ALBEF's loop", (*of_model, "--rounds", "2"), 3),
-        Measure("evaluation_pool", "The evaluation of 1,000 pictures and 5,000 captions", of_model, 2),
+        Measure("evaluation_pool", "The evaluation of 1,000 pictures and 5,000 captions", of_model, 1),
     ]
 
 
@@ -82,8 +87,8 @@ def main() -> None:
 def _report(every: list[Measure], printed: dict[str, dict[str, str]]) -> str:
     parts = [
         "# Speed and memory\n\n"
-        "Written by `python -m benchmarks.performance`. Whatever is compared ran in turns in one run on one machine; "
-        "ratios carry over to others better than rates do.\n"
+        "Written by `python -m benchmarks.performance`. Whatever is compared ran in one run on one machine, steps and "
+        "rounds in turns; ratios carry over to others better than rates do.\n"
     ]
     machines = dict.fromkeys(printed[measure.name]["machine"] for measure in every if measure.name in printed)
     for measure in every:

@@ -1,6 +1,6 @@
 """Training steps of two processes with a core each, beside one process on one core; SIC and SIM, equal batches.
 
-python -m benchmarks.processes configs/spoken_shapes.yaml [field=value ...] [--steps 10] [--rounds 2]
+python -m benchmarks.processes configs/spoken_shapes.yaml [field=value ...] [--steps 10] [--rounds 3]
 
 Both take the same pairs a step: the one process all, each of the two a half. The first two steps are not timed.
 """
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="field=value")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_intermixed_args()
     if options.measure:

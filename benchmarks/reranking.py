@@ -47,7 +47,8 @@ def main() -> None:
 
     def albef(speech_places: Tensor, image_places: Tensor) -> Tensor:
         of_queries = zip(speech_places, image_places, strict=True)
-        return torch.stack([_one_query(model, padded[s], mask[s], images.states[i]) for s, i in of_queries])
+        with inference(model):
+            return torch.stack([_one_query(model, padded[s], mask[s], images.states[i]) for s, i in of_queries])
 
     def ours(speech_places: Tensor, image_places: Tensor) -> Tensor:
         logits = score_pairs(model, speech.states, images.states, speech_places.flatten(), image_places.flatten())
@@ -81,9 +82,8 @@ def _directions(coarse: Tensor, top_k: int) -> dict[str, tuple[Tensor, Tensor]]:
 
 def _one_query(model: nn.Module, speech: Tensor, mask: Tensor, images: Tensor) -> Tensor:
     """(candidates,) logits; each argument has a row for each candidate."""
-    with inference(model):
-        states, _ = model.multimodal_encoder(speech, mask, model.project_images(images))
-        return model.matching_head(states[:, 0]).squeeze(-1).float()
+    states, _ = model.multimodal_encoder(speech, mask, model.project_images(images))
+    return model.matching_head(states[:, 0]).squeeze(-1).float()
 
 
 if __name__ == "__main__":

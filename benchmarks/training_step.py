@@ -43,6 +43,7 @@ _OVERRIDES = [
     "warmup_steps=0",
     "gradient_accumulation_steps=1",
     "feature_cache=false",
+    "mixed_precision=no",
     "cache_examples=false",
     "output_dir=outputs/training_step",
 ]
@@ -172,6 +173,7 @@ def _draw_nothing(model: nn.Module) -> None:
                 setattr(part, name, 0.0)
         if hasattr(part, "config"):
             part.config.apply_spec_augment = False
+            part.config.attention_dropout = 0.0
 
 
 def _recorded_negatives(objective: CoarseToFineObjective) -> list[HardNegatives]:

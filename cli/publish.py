@@ -20,7 +20,7 @@ RevisionOption = Annotated[
     str | None, typer.Option("--revision", metavar="BRANCH", help="A branch to publish to; made if it is not there.")
 ]
 DryRunOption = Annotated[
-    bool, typer.Option("--dry-run", help="Put together and check, show the files and the card, upload nothing.")
+    bool, typer.Option("--dry-run", help="Put together and check, show what would be published, upload nothing.")
 ]
 
 
@@ -67,7 +67,7 @@ def publish(
     with staged(publication) as folder:
         print_files(folder)
         typer.echo("\n" + (folder / "README.md").read_text(encoding="utf-8"))
-    typer.echo("Checked. Nothing was uploaded.")
+    typer.echo("Checked. Nothing was uploaded, and the Hub was not asked whether you may.")
 
 
 @corpus_app.command("publish")
@@ -83,9 +83,13 @@ def publish_corpus(
     dry_run: DryRunOption = False,
 ) -> None:
     """Publish a corpus on the Hub with its media, if it is fit for use."""
+    from ..hub_cards.commit import check_repo_id
     from ..hub_cards.corpus_publishing import checked_card
     from ..hub_cards.corpus_publishing import publish_corpus as publish_checked
+    from ..hub_cards.known_licences import check_license
 
+    check_repo_id(repo_id)
+    check_license(license)
     typer.echo(f"Checking {directory}: every recording and picture is decoded.", err=True)
     corpus, card = checked_card(directory, repo_id, license, num_proc)
     if dry_run:
@@ -106,6 +110,7 @@ def publish_metric(repo_id: RepoIdOption, private: PrivateOption = False, dry_ru
         stage_metric(folder)
         if dry_run:
             print_files(folder)
+            typer.echo("Nothing was uploaded.")
         else:
             typer.echo(publish_staged(folder, repo_id, private=private))
 

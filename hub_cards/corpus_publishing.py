@@ -40,6 +40,7 @@ def render_dataset_card(folder: Path, repo_id: str, check: Mapping[str, Any], li
         splits=list(check["splits"]),
         counts=split_rows(check),
         how_to_read=HOW_TO_READ,
+        license=license,
         licences=licences_of(str(folder)),
         warnings=[f"{found['count']} x {kind}" for kind, found in check["warnings"].items()],
     )

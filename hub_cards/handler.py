@@ -153,9 +153,11 @@ class EndpointHandler:
             if len(sent) > self._limits.max_bytes * 4 / 3 + 4:
                 raise BadRequest(f"At most {self._limits.max_megabytes:g} MB are taken.")
             try:
-                sent = base64.b64decode(sent, validate=True)
+                sent = base64.b64decode("".join(sent.split()), validate=True)
             except (binascii.Error, ValueError):
-                raise BadRequest("What was sent is no base64. Files are sent by content, not by path.") from None
+                raise BadRequest(
+                    "What was sent is no base64. Files are sent by content, not by path, and without 'data:...,'."
+                ) from None
         if not isinstance(sent, bytes):
             raise BadRequest(f"A recording or a picture is sent as bytes or base64, not as {type(sent).__name__}.")
         return (self._read_picture if self._modality_of(sent) == "image" else self._read_recording)(sent, self._limits)

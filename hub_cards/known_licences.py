@@ -43,7 +43,7 @@ def check_license(license: str) -> None:
     )
 
 
-def licences_of(corpus: str) -> str:
-    """A sentence on the licences of a corpus, given as a name, a folder or a Hub id."""
+def licences_of(corpus: str) -> str | None:
+    """A sentence on the licences of a corpus, given as a name, a folder or a Hub id; None if nothing is known."""
     known = corpus_called(corpus, _KNOWN)
-    return _KNOWN[known] if known else "The licences of its speech and pictures are for its makers to state."
+    return _KNOWN[known] if known else None

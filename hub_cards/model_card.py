@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
 
 from ..corpora.hub import is_hub_id
-from ..evaluation.recall import RECALL_CUTOFFS
-from ..evaluation.report_text import interval, protocol_lines
 from ..evaluation.standard_pools import corpus_name
-from ..modeling.shipped_gallery import GALLERY_FOLDERS
+from ..modeling.shipped_gallery import GALLERY_FOLDERS, read_gallery
 from ..processing.processing_speech_image_retrieval import MAX_CHUNKS
+from .card_figures import as_table, eval_results, rows_of_cascade
 from .examples import find_example
 from .known_licences import licences_of
 from .refusal import PublishError
@@ -23,8 +22,6 @@ from .refusal import PublishError
 CASCADE_FILE = "cascade.json"
 
 _TEMPLATE = Path(__file__).with_name("model_card.md")
-_DIRECTIONS = {"speech_to_image": "speech to image", "image_to_speech": "image to speech"}
-_STAGES = {"coarse": "coarse", "reranked": "re-ranked"}
 _TAGS = ["speech-image-retrieval", "cross-modal-retrieval", "audio-to-image-retrieval", "speech", "image"]
 
 
@@ -50,7 +47,7 @@ def read_reports(folder: Path) -> dict[str, dict[str, Any]]:
             raise PublishError(f"{path} has no intervals, as reports have now. Measure the model again: {how}")
         try:
             eval_results(published_report(report))
-            _as_table(report)
+            as_table(report)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise PublishError(
                 f"{path} is no report of sir evaluate, or a damaged one: {type(error).__name__}, {error}. Measure the "
@@ -70,7 +67,7 @@ def read_cascade(folder: Path) -> dict[str, Any] | None:
         return None
     cascade = _read(path)
     try:
-        _rows_of_cascade(cascade)
+        rows_of_cascade(cascade)
         published_report(cascade)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise PublishError(
@@ -123,7 +120,11 @@ def render_model_card(
     processor = _read(folder / "processor_config.json")
     training = read_training(folder)
     corpus = training.get("corpus") or reports[0]["protocol"]["corpus"]
-    galleries = [modality for modality, place in GALLERY_FOLDERS.items() if (folder / place).is_dir()]
+    galleries = {
+        modality: len(read_gallery(folder / place))
+        for modality, place in GALLERY_FOLDERS.items()
+        if (folder / place).is_dir()
+    }
     backbones = backbones_of(training)
     recording, picture = (find_example(folder, kind) for kind in ("recording", "picture"))
     data = ModelCardData(
@@ -151,7 +152,7 @@ def render_model_card(
         training=training,
         corpus=corpus,
         licences=licences_of(corpus),
-        evaluations=[_as_table(report, read_cascade(folder)) for report in reports],
+        evaluations=[as_table(report, read_cascade(folder)) for report in reports],
         sampling_rate=processor["feature_extractor"]["sampling_rate"],
         min_seconds=processor["min_seconds"],
         max_seconds=processor["max_seconds"],
@@ -160,16 +161,24 @@ def render_model_card(
         picture=picture.name,
         galleries=galleries,
         task=_task(galleries),
+        requirements=[f'"{needed}"' for needed in _requirements(folder)],
+        score_rule=reports[0]["protocol"]["score_rule"] or "sim",
     )
 
 
-def _task(galleries: Sequence[str]) -> str:
+def _requirements(folder: Path) -> list[str]:
+    """What the shipped code needs beside torch, as pip reads it."""
+    lines = (folder / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
+def _task(galleries: Collection[str]) -> str:
     if "image" in galleries:
         return "audio-classification"
     return "image-classification" if galleries else "feature-extraction"
 
 
-def _widget(galleries: Sequence[str], recording: Path, picture: Path) -> list[dict[str, str]] | None:
+def _widget(galleries: Collection[str], recording: Path, picture: Path) -> list[dict[str, str]] | None:
     """What to try, of the one kind that the task takes."""
     if not galleries:
         return None
@@ -202,91 +211,6 @@ def own_card(path: Path) -> ModelCard:
         raise PublishError(f"The metadata of {path} cannot be read: {error}") from error
     check_metadata(card)
     return card
-
-
-def eval_results(report: Mapping[str, Any]) -> list[EvalResult]:
-    """The recalls of a report as `model-index` holds them, each with what it was reached on."""
-    protocol = report["protocol"]
-    pool = {name: protocol[name] for name in ("images", "captions", "folds", "language", "pool") if name in protocol}
-    results = []
-    for direction, title in _DIRECTIONS.items():
-        for stage, words in _STAGES.items():
-            rule = {"rerank_top_k": protocol["rerank_top_k"], "score_rule": protocol["score_rule"]}
-            results += [
-                EvalResult(
-                    task_type="speech-image-retrieval",
-                    task_name="Speech-image retrieval",
-                    dataset_type=protocol["corpus"],
-                    dataset_name=protocol["corpus"],
-                    dataset_split=protocol["split"],
-                    dataset_args=pool,
-                    metric_type="recall",
-                    metric_name=f"R@{k}, {title}, {words}",
-                    metric_value=round(report[direction][stage][f"R@{k}"], 2),
-                    metric_args={"k": k, **(rule if stage == "reranked" else {})},
-                )
-                for k in RECALL_CUTOFFS
-                if stage in report[direction]
-            ]
-    return results
-
-
-def _as_table(report: Mapping[str, Any], cascade: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What the template shows of a report: sentences on the protocol, and rows of cells."""
-    protocol = report["protocol"]
-    rows, slices = [], []
-    for direction, title in _DIRECTIONS.items():
-        figures = report[direction]
-        for stage, words in _STAGES.items():
-            if stage in figures:
-                name = f"{title}, {words}" + (f", top {figures['rerank_top_k']}" if stage == "reranked" else "")
-                rows.append([name, *_cells(figures[stage], report["intervals"][direction][stage])])
-        if cascade is not None and _pool(cascade) == _pool(report):
-            rows.append(_rows_of_cascade(cascade)[direction])
-        rows.append([f"{title}, chance", *_cells(figures["chance"], {})])
-        slices += [
-            [group, f"{of['captions']:,}", words, *_cells(of[stage], {})]
-            for group, of in figures.get("groups", {}).items()
-            for stage, words in _STAGES.items()
-            if stage in of
-        ]
-    title = f"{protocol['corpus']}, split {protocol['split']}: {protocol['images']:,} pictures, "
-    return {
-        "title": title + f"{protocol['captions']:,} spoken captions",
-        "sentences": protocol_lines(report),
-        "ceiling": {
-            title: report[name]["rerank_ceiling"]
-            for name, title in _DIRECTIONS.items()
-            if "rerank_ceiling" in report[name]
-        },
-        "score_rule": protocol["score_rule"],
-        "rows": rows,
-        "slices": slices,
-    }
-
-
-def _pool(report: Mapping[str, Any]) -> list[Any]:
-    protocol = report["protocol"]
-    return [corpus_name(protocol["corpus"]), *(protocol[name] for name in ("split", "images", "captions"))]
-
-
-def _rows_of_cascade(cascade: Mapping[str, Any]) -> dict[str, list[str]]:
-    whisper = Path(cascade["protocol"]["whisper"]).name
-    return {
-        direction: [
-            f"{title}, cascade: {whisper}, transcripts against captions",
-            *_cells(cascade[direction]["cascade"], {}),
-        ]
-        for direction, title in _DIRECTIONS.items()
-    }
-
-
-def _cells(summary: Mapping[str, float], bounds: Mapping[str, Sequence[float]]) -> list[str]:
-    cells = [
-        f"{summary[name]:.1f}" + (f" ({interval(tuple(bounds[name]))})" if name in bounds else "")
-        for name in (f"R@{k}" for k in RECALL_CUTOFFS)
-    ]
-    return [*cells, f"{summary['median_rank']:.1f}" if "median_rank" in summary else ""]
 
 
 def _read(path: Path) -> dict[str, Any]:

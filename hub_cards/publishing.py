@@ -74,11 +74,12 @@ def staged(publication: Publication) -> Iterator[Path]:
     _check_license(publication)
     reports, cascade = read_reports(model), read_cascade(model)
     example = publication.example() if publication.example else None
-    fingerprint = model_identity(
-        SpeechImageRetrievalModel.from_pretrained(model), SpeechImageRetrievalProcessor.from_pretrained(model)
-    )
+    loaded = SpeechImageRetrievalModel.from_pretrained(model), SpeechImageRetrievalProcessor.from_pretrained(model)
+    fingerprint = model_identity(*loaded)
     _check_reports_are_of(model, reports, fingerprint)
-    if not publication.galleries:  # which replace those of the folder, and are checked when they are opened
+    if publication.galleries:  # which replace those of the folder
+        _check_indexes_are_of(publication.galleries, *loaded)
+    else:
         _check_galleries_are_of(model, fingerprint)
     with tempfile.TemporaryDirectory(prefix=".publishing-", dir=model.resolve().parent) as place:
         folder = Path(place) / "model"
@@ -157,6 +158,16 @@ def _check_reports_are_of(folder: Path, reports: Mapping[str, Mapping[str, Any]]
             f"{name} in {folder} {problem}. Measure it again: sir evaluate {folder} --corpus CORPUS --score-rule "
             f"validation --json {folder / name}"
         )
+
+
+def _check_indexes_are_of(
+    galleries: Sequence[str], model: SpeechImageRetrievalModel, processor: SpeechImageRetrievalProcessor
+) -> None:
+    """Refuse indexes of another model here, where the folder that its publisher knows is named, not the staged one."""
+    from ..retrieval.index import SpeechImageIndex  # needs LanceDB
+
+    for uri in galleries:
+        SpeechImageIndex.open(uri, model, processor)
 
 
 def _check_galleries_are_of(folder: Path, fingerprint: str) -> None:

@@ -38,6 +38,8 @@ def _begins_as_a_picture(source: str | Path | bytes) -> bool:
     if not isinstance(source, bytes):
         if str(source).startswith(("http://", "https://")):
             raise ValueError(f"Addresses are not fetched. Download {source} first, and pass the file or its bytes.")
+        if Path(source).is_dir():
+            raise ValueError(f"{source} is a folder. Give the files in it, as a list.")
         if not Path(source).is_file():
             raise ValueError(f"There is no file {source}.")
     try:

@@ -234,7 +234,8 @@ class SpeechImageRetrievalPipeline(Pipeline):
         if candidates is None:
             return self.shipped_gallery(modality)
         if not isinstance(candidates, Gallery):
-            candidates = self.encode(candidates, what="candidates", **encoding)
+            listed = [candidates] if is_one(candidates) else candidates
+            candidates = self.encode(listed, what="candidates", **encoding)
         if candidates.modality != modality:
             raise ValueError(
                 f"Inputs and candidates are both {PLURAL[candidates.modality]}. Search {PLURAL[modality]} with them: "

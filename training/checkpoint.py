@@ -55,7 +55,8 @@ def save_checkpoint(
     partial = directory / f".partial-{final.name}"
     processes = PartialState()
     if processes.is_main_process:
-        shutil.rmtree(partial, ignore_errors=True)
+        for leftover in directory.glob(f".partial-{_NAME}*"):  # of a run that was killed, or whose disk was full
+            shutil.rmtree(leftover)
         partial.mkdir(parents=True)
     processes.wait_for_everyone()
     random_tensors, random_settings = _random_states()
@@ -78,11 +79,12 @@ def _publish(partial: Path, final: Path) -> None:
     for path in partial.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    shutil.rmtree(final, ignore_errors=True)
+    older = [path for path in _checkpoints(final.parent) if path != final]
+    if final.exists():
+        older.append(final.rename(final.with_name(f".partial-{final.name}-before")))
     partial.rename(final)
-    for old in (*final.parent.glob(f"{_NAME}*"), *final.parent.glob(f".partial-{_NAME}*")):
-        if old != final:
-            shutil.rmtree(old)
+    for path in older:
+        shutil.rmtree(path)
 
 
 def _random_file() -> str:
@@ -91,8 +93,12 @@ def _random_file() -> str:
 
 def latest_checkpoint(directory: Path) -> Path | None:
     """The newest whole checkpoint, or None."""
-    found = [path for path in directory.glob(f"{_NAME}*") if path.name.removeprefix(_NAME).isdigit()]
-    return max(found, key=lambda path: int(path.name.removeprefix(_NAME)), default=None)
+    return max(_checkpoints(directory), key=lambda path: int(path.name.removeprefix(_NAME)), default=None)
+
+
+def _checkpoints(directory: Path) -> list[Path]:
+    """Whole ones of this run, and nothing that somebody keeps beside them."""
+    return [path for path in directory.glob(f"{_NAME}*") if path.name.removeprefix(_NAME).isdigit() and path.is_dir()]
 
 
 def load_checkpoint(

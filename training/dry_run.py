@@ -230,7 +230,8 @@ def _measured_fake(arguments: TrainingArguments, objective: CoarseToFineObjectiv
     speech = {name: torch.zeros(size, *value.shape[1:], dtype=value.dtype) for name, value in example.items()}
     image = {"pixel_values": speech.pop("pixel_values")}
     if objective.queue is not None:
-        objective.queue.enqueued = torch.tensor(len(objective.queue.rows))  # of a literal the value is known: full
+        full = len(objective.queue.rows)
+        objective.queue.enqueued, objective.queue.by_teacher = torch.tensor(full), torch.tensor(full)  # known values
     objective.negatives = partial(_any_negatives, min(arguments.hard_negatives, size))
     for part in objective.modules():
         if isinstance(part, (nn.LayerNorm, nn.GroupNorm)):

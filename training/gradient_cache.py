@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from .objective import Batch, CoarseToFineObjective, EncodedBatch, Losses
 
+_BUCKET = 2**24  # numbers that are summed over the processes at once
 _WITH_GRADIENT = ("speech", "image", "speech_states", "image_states")
 
 
@@ -150,10 +151,23 @@ def _sum_gradients(model: nn.Module) -> None:
     for parameter in trained:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    if trained:
-        flat = reduce(torch.cat([parameter.grad.flatten() for parameter in trained]), "sum")
-        for parameter, total in zip(trained, flat.split([parameter.numel() for parameter in trained]), strict=True):
-            parameter.grad.copy_(total.view_as(parameter))
+    for gradients in _buckets([parameter.grad for parameter in trained]):
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.distributed.all_reduce(flat)  # in place, as accelerate's `reduce` is not
+        for gradient, total in zip(gradients, flat.split([part.numel() for part in gradients]), strict=True):
+            gradient.copy_(total.view_as(gradient))
+
+
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """In parts of about equal size, so that what is sent is no second copy of all."""
+    bucket: list[Tensor] = []
+    for gradient in gradients:
+        bucket.append(gradient)
+        if sum(part.numel() for part in bucket) >= _BUCKET:
+            yield bucket
+            bucket = []
+    if bucket:
+        yield bucket
 
 
 def _average_statistics(model: nn.Module) -> None:

@@ -102,7 +102,8 @@ class Trainer:
         self.epoch = 0
         self.best: Score | None = None
         self.order = torch.empty(0, dtype=torch.long)
-        self.saved = 0  # checkpoints of this session
+        self.saved = 0  # checkpoints so far
+        self.saved_step: int | None = None  # of the last one in this session
         self.started = time.perf_counter()  # as if all sessions had been one
 
     def _open_corpus(self) -> DatasetDict:
@@ -160,13 +161,20 @@ class Trainer:
         return broadcast_object_list(result)[0]
 
     def _resume(self) -> None:
-        checkpoint = latest_checkpoint(self.output_dir / "checkpoints")
+        checkpoint = self._in_main_process(lambda: latest_checkpoint(self.output_dir / "checkpoints"))
         if checkpoint is None:
             return
         state, extra = load_checkpoint(checkpoint, self.objective, self.optimizers)
+        if state["step_batch"] != self.batches.step_batch:
+            raise ArgumentError(
+                f"{checkpoint} is of a run with {state['step_batch']} pairs a step; this one has "
+                f"{self.batches.step_batch}. Keep batch_size x gradient_accumulation_steps x processes as it was, or "
+                "choose another output_dir."
+            )
         self.step, self.epoch, self.best = state["step"], state["epoch"], state["best"]
         self.order = extra["order"]
-        self.started -= state.get("seconds", 0.0)
+        self.saved = state["saved"]
+        self.started -= state["seconds"]
         changed = changed_fields(self.arguments, self.output_dir / "arguments.yaml")
         if changed and self.step >= self.total_steps:
             raise ArgumentError(
@@ -180,7 +188,7 @@ class Trainer:
     def _train_epoch(self) -> None:
         """The rest of the current epoch, or a new one, and what is due at its end."""
         if len(self.order) == 0:
-            self.order = self.batches.compose(self.epoch, self._mined_queue)
+            self.order = self._in_main_process(lambda: self.batches.compose(self.epoch, self._mined_queue))
         started, pairs = time.perf_counter(), 0
         for micro_batches in self.batches.steps(self.epoch, self.order):
             losses, norm = self._optimize(micro_batches)
@@ -188,7 +196,7 @@ class Trainer:
             if not math.isfinite(norm):
                 raise self._not_finite("The gradient is", self.step, micro_batches)
             self.order = self.order[self.batches.step_batch :]
-            pairs += sum(len(batch.rows) for batch in micro_batches)
+            pairs += self.accelerator.num_processes * sum(len(batch.rows) for batch in micro_batches)
             self._report(losses, norm, pairs / (time.perf_counter() - started))
             if self.step == self.total_steps:
                 break
@@ -214,7 +222,8 @@ class Trainer:
         return self.objective.queue if mined else None
 
     def _end_early(self) -> None:
-        self._save()
+        if self.saved_step != self.step:
+            self._save()
         self.console.print(
             f"Ended by SIGTERM at step {self.step} of {self.total_steps}, with a checkpoint: the same command goes on."
         )
@@ -335,11 +344,18 @@ class Trainer:
         return time.perf_counter() - self.started
 
     def _save(self) -> None:
-        progress = {"step": self.step, "epoch": self.epoch, "best": self.best, "seconds": self._seconds}
+        self.saved, self.saved_step = self.saved + 1, self.step
+        progress = {
+            "step": self.step,
+            "epoch": self.epoch,
+            "best": self.best,
+            "seconds": self._seconds,
+            "saved": self.saved,
+            "step_batch": self.batches.step_batch,
+        }
         save_checkpoint(
             self.output_dir / "checkpoints", self.objective, self.optimizers, progress, {"order": self.order}
         )
-        self.saved += 1
         due = self.saved % (self.arguments.push_every_checkpoints or math.inf) == 0
         if due and self.best is not None and self.step < self.total_steps:
             self._in_main_process(lambda: self.run_model.publish_so_far(self.step))

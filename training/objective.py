@@ -97,7 +97,7 @@ class CoarseToFineObjective(nn.Module):
         self.listwise_weight = listwise_weight
         self.hard_negatives = hard_negatives
         self.negative_sampling = negative_sampling
-        self._to_enqueue: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+        self._to_enqueue: tuple[Tensor, Tensor, Tensor, Tensor, bool] | None = None
 
     def forward(
         self,
@@ -146,7 +146,7 @@ class CoarseToFineObjective(nn.Module):
         """Keep what :meth:`after_step` enqueues."""
         if self.training and self.queue is not None:
             queued = encoded.momentum or (encoded.speech.detach(), encoded.image.detach())
-            self._to_enqueue = (*queued, encoded.image_ids, encoded.rows)
+            self._to_enqueue = (*queued, encoded.image_ids, encoded.rows, encoded.momentum is not None)
 
     def losses(
         self,
@@ -212,8 +212,8 @@ class CoarseToFineObjective(nn.Module):
         momentum = encoded.momentum
         all_speech, all_image = momentum or (encoded.speech, encoded.image)
         column_ids = encoded.image_ids
-        if self.queue is not None and momentum is not None and len(self.queue):
-            queued_speech, queued_image, queued_ids, _ = self.queue.contents()
+        if self.queue is not None and momentum is not None:
+            queued_speech, queued_image, queued_ids, _ = self.queue.contents(by_teacher=True)
             all_speech, all_image = torch.cat([all_speech, queued_speech]), torch.cat([all_image, queued_image])
             column_ids = torch.cat([column_ids, queued_ids])
         # Not under autocast: bfloat16 would round similarities by more than what separates hard negatives.

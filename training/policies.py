@@ -58,7 +58,7 @@ def _apply(side: str, backbone: PreTrainedModel, count: int | None, lora: dict[s
 
 
 def _never_drop_layers(backbone: PreTrainedModel) -> None:
-    # LayerDrop is drawn by the encoder, for frozen layers too; and DDP refuses trained ones without a gradient.
+    # LayerDrop is drawn by the encoder, for frozen layers too.
     for name in ("layerdrop", "encoder_layerdrop"):
         if hasattr(backbone.config, name):
             setattr(backbone.config, name, 0.0)

@@ -141,6 +141,8 @@ def test_malformed_requests_are_answered_in_words(endpoint: Endpoint, media: Med
     assert "needs 'inputs'" in endpoint.post(b'{"parameters": {}}', "application/json")[1]["error"]
     assert "not by path" in endpoint.refusal(str(media.recordings[0]))
     assert "not by path" in endpoint.refusal({"image": "https://example.org/a.png"})
+    assert "cannot be read as a recording" in endpoint.refusal("ZGVh\ncg==\n")
+    assert "without 'data:...,'" in endpoint.refusal("data:audio/wav;base64,ZGVhcg==")
     assert "cannot be read as a recording" in endpoint.refusal(base64.b64encode(b"dear").decode())
     assert "is none" in endpoint.refusal({"audio": image})
     assert "not as list" in endpoint.refusal([audio])

@@ -143,6 +143,8 @@ def refusal(pipe: SpeechImageRetrievalPipeline, *inputs: Any, **options: Any) ->
 def test_wrong_inputs_are_named(pipe, media: Media, tmp_path: Path):
     speech, picture = media.recordings[0], media.pictures[0]
     (tmp_path / "letter.wav").write_text("dear")
+    assert refusal(pipe, speech, tmp_path).startswith(f"candidates[0]: {tmp_path} is a folder. Give the files in it")
+    assert ids(pipe(speech, candidates=str(picture))) == [0]
     assert refusal(pipe, [speech, tmp_path / "no.wav"], [picture]) == f"inputs[1]: There is no file {tmp_path}/no.wav."
     assert "candidates[0]: Addresses are not fetched" in refusal(pipe, speech, ["https://example.org/a.png"])
     letter = refusal(pipe, picture, [speech, speech, tmp_path / "letter.wav"], batch_size=2)

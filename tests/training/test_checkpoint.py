@@ -144,6 +144,26 @@ def test_a_partial_folder_of_a_killed_process_is_no_checkpoint(tmp_path):
     load_checkpoint(tmp_path / "checkpoint-5", module, optimizers)
 
 
+def test_what_somebody_keeps_beside_checkpoints_stays(tmp_path):
+    save_checkpoint(tmp_path, *trained(), {"step": 1}, {})
+    (tmp_path / "checkpoint-1").rename(tmp_path / "checkpoint-1-kept")
+    (tmp_path / "checkpoint-1.tar").write_bytes(b"")
+    (tmp_path / ".partial-checkpoint-7").mkdir()  # of a save at another step, for which the disk was too small
+    save_checkpoint(tmp_path, *trained(), {"step": 2}, {})
+    save_checkpoint(tmp_path, *trained(), {"step": 3}, {})
+    kept = ["checkpoint-1-kept", "checkpoint-1.tar", "checkpoint-3"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept
+    assert latest_checkpoint(tmp_path).name == "checkpoint-3"
+
+
+def test_a_checkpoint_that_is_saved_again_is_never_missing(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, *trained(), {"step": 1}, {})
+    monkeypatch.setattr(checkpoint_module.shutil, "rmtree", lambda path: None)  # killed before it removes anything
+    module, optimizers = trained()
+    save_checkpoint(tmp_path, module, optimizers, {"step": 1}, {})
+    load_checkpoint(tmp_path / "checkpoint-1", module, optimizers)
+
+
 def test_another_model_is_refused_with_what_to_do(tmp_path):
     module, optimizers = trained()
     folder = save_checkpoint(tmp_path, module, optimizers, {"step": 1}, {})

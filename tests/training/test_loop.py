@@ -336,6 +336,11 @@ def test_a_scheduler_that_signals_the_whole_group_does_not_take_the_data_workers
     assert f"Ended by SIGTERM at step {ended} of 600" in printed
 
 
+def test_a_run_does_not_go_on_with_steps_of_another_size(make_arguments, whole_run):
+    with pytest.raises(ArgumentError, match=r"of a run with \d+ pairs a step; this one has \d+\. Keep batch_size x"):
+        Trainer(make_arguments(whole_run, gradient_accumulation_steps=1)).run()
+
+
 def test_a_checkpoint_of_another_model_is_refused(make_arguments, whole_run, tmp_path):
     arguments = make_arguments(whole_run)
     arguments.model = {**arguments.model, "projection_dim": 4}

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from speech_image_retrieval.training import objective as objective_module
@@ -222,3 +224,17 @@ def test_a_forward_pass_for_measurement_leaves_the_queue_alone():
     fast(random_batch([2], first_row=7))
     fast.after_step(1)
     assert fast.queue.contents()[3].tolist() == [7]
+
+
+def test_what_the_student_embedded_before_the_teacher_started_is_mined_and_no_negative_of_sic():
+    early = build(8, 0.5)
+    late = copy.deepcopy(early)
+    early(random_batch([4, 5, 6]), momentum=False)
+    early.queue.enqueue(*early._to_enqueue)
+    assert len(early.queue) == 3
+    batch = random_batch([0, 1, 2, 3])
+    torch.testing.assert_close(early(batch).contrastive, late(batch).contrastive)
+    for objective in (early, late):
+        objective.queue.enqueue(*objective._to_enqueue)
+    torch.testing.assert_close(early(batch).contrastive, late(batch).contrastive)
+    assert early.queue.contents(by_teacher=True)[3].tolist() == late.queue.contents()[3].tolist()

@@ -118,7 +118,7 @@ def test_paragraphs_are_one_blank_line_apart(staged: Path):
 
 def test_what_was_not_recorded_is_not_said(staged: Path):
     text = written(staged, TRAINING)
-    assert "30 steps of 4 pairs, seed 7, precision no; 0.25 hours on 2 CPU cores." in text
+    assert "30 steps of 4 pairs, seed 7, in float32; 0.25 hours on 2 CPU cores." in text
     assert "training began with facebook/hubert-base-ls960 and facebook/dinov2-small" in text
     assert "The licences of facebook/hubert-base-ls960 and facebook/dinov2-small hold for these weights, too." in text
     assert "CO2" not in text and "random weights" not in text

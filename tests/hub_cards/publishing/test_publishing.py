@@ -228,6 +228,22 @@ def test_a_gallery_that_lies_in_the_folder_is_of_this_model_and_whole(publicatio
         assert f"{folder} is of another model" in refusal()
 
 
+def test_an_index_of_another_model_is_refused_by_the_folder_that_was_given(publication: Publication, tmp_path: Path):
+    other = save_tiny(tmp_path / "other", seed=1)
+    index = SpeechImageIndex.create(
+        tmp_path / "index",
+        SpeechImageRetrievalModel.from_pretrained(other),
+        SpeechImageRetrievalProcessor.from_pretrained(other),
+        "image",
+    )
+    index.add(Published.items([write_picture(tmp_path / "0.png", 0)]))
+    with (
+        pytest.raises(ValueError, match=f"{other}, and {publication.model} differs from it"),
+        staged(replace(publication, galleries=[str(tmp_path / "index")])),
+    ):
+        pass
+
+
 def test_without_figures_or_with_those_of_another_model_it_is_refused(publication: Publication, tmp_path: Path):
     path = publication.model / "evaluation.json"
     report = json.loads(path.read_text())
