@@ -54,12 +54,25 @@ assert ends == [-signal.SIGKILL if checkpoints else 0] * 2, ends
 """
 
 
-def run_two_processes(config: Path, *checkpoints: Path) -> None:
+# Put into the second process, before it trains.
+FAULT = """
+        if rank == "1":
+            optimize = loop.Trainer._optimize
+            def faulty(self, batches):
+                if self.step == 2:
+                    {fault}
+                return optimize(self, batches)
+            loop.Trainer._optimize = faulty
+"""
+
+
+def run_two_processes(config: Path, *checkpoints: Path, script: str = TWO_PROCESSES) -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    done = run_script(TWO_PROCESSES, TRAIN, config, port, *checkpoints)
+    done = run_script(script, TRAIN, config, port, *checkpoints)
     assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -157,6 +170,33 @@ def test_two_processes_that_were_killed_end_as_two_that_were_not(without_noise, 
     assert latest_checkpoint(tmp_path / "run/checkpoints").name != f"checkpoint-{STEPS}"
     run_two_processes(tmp_path / "run.yaml")
     assert_same(tmp_path / "run", two_processes)
+
+
+def test_a_run_of_one_process_goes_on_in_two_with_micro_batches(without_noise, one_process, tmp_path):
+    folder = tmp_path / "run"
+    sizes = {"batch_size": 2, "gradient_accumulation_steps": 2}
+    Trainer(replace(without_noise(folder, **sizes), max_steps=3)).run()
+    save_arguments(
+        without_noise(folder, batch_size=1, gradient_accumulation_steps=2, num_workers=1), tmp_path / "run.yaml"
+    )
+    assert "Continuing with other values of" in run_two_processes(tmp_path / "run.yaml")
+    assert_same(folder, one_process, within=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fault", "end", "said"),
+    [
+        ('batches[0].image["pixel_values"].fill_(float("nan"))', 1, "not finite at step 3"),
+        ("os.kill(os.getpid(), signal.SIGTERM)", 0, "Ended by SIGTERM at step 3 of 5"),
+    ],
+    ids=["NaN", "SIGTERM"],
+)
+def test_what_befalls_one_of_two_processes_ends_both(without_noise, tmp_path, fault: str, end: int, said: str):
+    save_arguments(without_noise(tmp_path / "run", batch_size=2, gradient_accumulation_steps=1), tmp_path / "run.yaml")
+    before = "        sys.argv = [train, config]"
+    script = TWO_PROCESSES.replace(before, FAULT.format(fault=fault) + before)
+    script = script.replace("[-signal.SIGKILL if checkpoints else 0] * 2", f"[{end}] * 2")
+    assert said in run_two_processes(tmp_path / "run.yaml", script=script)
 
 
 def test_fewer_rows_than_a_step_of_all_processes_are_refused(without_noise, tmp_path, monkeypatch):
