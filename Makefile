@@ -27,5 +27,5 @@ $(OUT)/corpus/dataset_dict.json: | .venv/demo.installed
 # The stamp's name is the extra that is installed.
 .venv/%.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --constraint constraints.txt --editable ".[$*]"
+	.venv/bin/python -m pip install --no-compile --constraint constraints.txt --editable ".[$*]"  # imports compile
 	touch $@
