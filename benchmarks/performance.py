@@ -87,8 +87,12 @@ def main() -> None:
 def _report(every: list[Measure], printed: dict[str, dict[str, str]]) -> str:
     parts = [
         "# Speed and memory\n\n"
-        "Written by `python -m benchmarks.performance`. Whatever is compared ran in one run on one machine, steps and "
-        "rounds in turns; ratios carry over to others better than rates do.\n"
+        "Written by `python -m benchmarks.performance`, on CPU cores: there is no figure of a GPU here. Whatever is "
+        "compared ran in one run. Of steps and rounds in turns a ratio is the median of each turn's, so that the "
+        "rates, medians too, need not divide to it; a range that includes 1 shows no sure difference. Re-ranking sums "
+        "its rounds, memory and the data path were measured once. "
+        "Rates of different blocks are of different settings: threads, cache, with SIM or without. ALBEF's step and "
+        "loop are written for the comparison in `benchmarks/`, after its paper.\n"
     ]
     machines = dict.fromkeys(printed[measure.name]["machine"] for measure in every if measure.name in printed)
     for measure in every:

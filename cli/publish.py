@@ -83,15 +83,10 @@ def publish_corpus(
     dry_run: DryRunOption = False,
 ) -> None:
     """Publish a corpus on the Hub with its media, if it is fit for use."""
-    from ..hub_cards.commit import check_repo_id
     from ..hub_cards.corpus_publishing import checked_card
     from ..hub_cards.corpus_publishing import publish_corpus as publish_checked
-    from ..hub_cards.known_licences import check_license
 
-    check_repo_id(repo_id)
-    check_license(license)
-    typer.echo(f"Checking {directory}: every recording and picture is decoded.", err=True)
-    corpus, card = checked_card(directory, repo_id, license, num_proc)
+    corpus, card = checked_card(directory, repo_id, license, num_proc, say=lambda line: typer.echo(line, err=True))
     if dry_run:
         typer.echo(f"{card}\nChecked. Nothing was uploaded.")
     else:

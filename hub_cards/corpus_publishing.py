@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,9 @@ def render_dataset_card(folder: Path, repo_id: str, check: Mapping[str, Any], li
     )
 
 
-def checked_card(folder: Path, repo_id: str, license: str, num_proc: int | None) -> tuple[DatasetDict, DatasetCard]:
+def checked_card(
+    folder: Path, repo_id: str, license: str, num_proc: int | None, say: Callable[[str], None] = lambda line: None
+) -> tuple[DatasetDict, DatasetCard]:
     """A corpus that is fit for use, and its card.
 
     Raises:
@@ -55,6 +57,7 @@ def checked_card(folder: Path, repo_id: str, license: str, num_proc: int | None)
     check_repo_id(repo_id)
     check_license(license)
     corpus = load_corpus(folder)
+    say(f"Checking {folder}: every recording and picture is decoded.")
     check = inspect_corpus(corpus, num_proc=num_proc)
     if not check.fit:
         raise PublishError(f"{folder} is not fit for use, by itself or others.\n{check.refusal()}")

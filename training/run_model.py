@@ -133,7 +133,6 @@ class RunModel:
                 rerank_top_k=rerank_top_k,
                 score_rule=self._arguments.score_rule,
                 batch_size=self._arguments.evaluation_batch_size,
-                num_workers=self._arguments.num_workers,
             )
 
 
