@@ -9,6 +9,7 @@ python train.py configs/spoken_coco.yaml --stream corpus=org/name
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,7 +31,9 @@ def main() -> None:
         action="store_true",
         help="read training rows as they arrive from the Hub, from corpus=org/name",
     )
-    options = parser.parse_intermixed_args()  # field=value on both sides of the flags
+    options, unknown = parser.parse_known_intermixed_args()  # field=value on both sides of the flags
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}. Fields are written field=value, as batch_size=32")
     try:
         arguments = load_arguments(options.config, options.overrides + ["stream=true"] * options.stream)
         # After the arguments: torch takes seconds to import.
@@ -42,8 +45,13 @@ def main() -> None:
             from speech_image_retrieval.training.loop import Trainer
 
             Trainer(arguments, publish=publisher(arguments)).run()
-    except (ArgumentError, ChildProcessError, CorpusError, FloatingPointError, PublishError) as error:
-        sys.exit(f"error: {error}")
+    except (ArgumentError, PublishError) as error:
+        # The same in all processes of a node.
+        sys.exit(1 if int(os.environ.get("LOCAL_RANK", "0")) else f"Error: {error}")
+    except (ChildProcessError, ConnectionAbortedError, CorpusError, FloatingPointError) as error:
+        sys.exit(f"Error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("Interrupted. The same command goes on from the last checkpoint, if there is one.")
 
 
 def publisher(arguments: TrainingArguments) -> Callable[[Path, Mapping[str, Any]], str] | None:

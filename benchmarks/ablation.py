@@ -166,4 +166,4 @@ if __name__ == "__main__":
     try:
         main()
     except ArgumentError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"Error: {error}")

@@ -88,7 +88,7 @@ def main() -> None:
     try:
         Trainer(load_arguments(options.config, options.overrides), build).run()
     except ArgumentError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"Error: {error}")
 
 
 if __name__ == "__main__":

@@ -62,6 +62,8 @@ def load_model(name: str) -> tuple[SpeechImageRetrievalModel, SpeechImageRetriev
 
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise ValueError(f"{name} holds no model: there is no config.json in it.")
+    if (Path(name) / "matching.onnx").is_file():
+        raise ValueError(f"{name} is an export for ONNX Runtime. Give the model that it was made of.")
     offline = not Path(name).is_dir() and not _hub_answers(name)
     try:
         model_type = PreTrainedConfig.get_config_dict(name, local_files_only=offline)[0].get("model_type")

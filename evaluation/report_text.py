@@ -66,8 +66,8 @@ def protocol_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def interval(bounds: tuple[float, float]) -> str:
-    """The bounds of an interval as text."""
-    return f"{bounds[0]:.1f}–{bounds[1]:.1f}"
+    """The bounds of an interval as text. Where all queries fare alike, resampling them does not tell any."""
+    return "undetermined" if bounds[0] == bounds[1] else f"{bounds[0]:.1f}–{bounds[1]:.1f}"
 
 
 def _chosen(choice: Mapping[str, Any], rule: str) -> str:

@@ -206,24 +206,29 @@ def load_arguments(config: str | Path, overrides: list[str]) -> TrainingArgument
         name, separator, text = override.partition("=")
         if not separator:
             raise ArgumentError(f"{override!r} is no override; write field=value")
+        _check_field(name.strip().partition(".")[0], where=override)
         _assign(values, name.strip(), _parsed(text, where=override))
     return arguments_from_dict(values, where=str(path))
 
 
 def arguments_from_dict(values: dict[str, Any], where: str = "the configuration") -> TrainingArguments:
     """Arguments from a dictionary; every unknown or missing name is an :class:`ArgumentError`."""
-    known = {spec.name: spec for spec in fields(TrainingArguments)}
     for name in values:
-        if name not in known:
-            raise ArgumentError(f"{where}: unknown field {name!r}.{nearest(name, known)}")
+        _check_field(name, where)
     missing = [
-        name
-        for name, spec in known.items()
-        if spec.default is MISSING and spec.default_factory is MISSING and name not in values
+        spec.name
+        for spec in fields(TrainingArguments)
+        if spec.default is MISSING and spec.default_factory is MISSING and spec.name not in values
     ]
     if missing:
         raise ArgumentError(f"{where}: {', '.join(missing)} must be given")
     return TrainingArguments(**values)
+
+
+def _check_field(name: str, where: str) -> None:
+    known = [spec.name for spec in fields(TrainingArguments)]
+    if name not in known:
+        raise ArgumentError(f"{where}: unknown field {name!r}.{nearest(name, known)}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

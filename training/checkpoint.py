@@ -101,6 +101,11 @@ def _checkpoints(directory: Path) -> list[Path]:
     return [path for path in directory.glob(f"{_NAME}*") if path.name.removeprefix(_NAME).isdigit() and path.is_dir()]
 
 
+def saved_progress(checkpoint: Path) -> dict[str, Any]:
+    """Where the run stood, as :func:`save_checkpoint` was told."""
+    return json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["progress"]
+
+
 def load_checkpoint(
     checkpoint: Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:

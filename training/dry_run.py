@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from .muon import Muon
 from .objective import Batch, CoarseToFineObjective, EncodedBatch
 from .optimizers import build_optimizers
 from .policies import apply_policies, keep_frozen_in_evaluation
-from .setup import build_config, build_objective, build_processor
+from .setup import as_argument_error, build_config, build_objective, build_processor, refuse_sharded_parameters
 
 SPEECH, VISION, MULTIMODAL = "speech backbone", "vision backbone", "multimodal encoder"
 ENCODERS = "transformers and projections"
@@ -262,7 +263,7 @@ def _build(arguments: TrainingArguments) -> SpeechImageRetrievalModel:
                 setattr(part, name, changes[name])
         model = SpeechImageRetrievalModel(config)
     except (KeyError, TypeError, ValueError) as error:
-        raise ArgumentError(f"model: {str(error).removeprefix('model: ')}") from error
+        raise as_argument_error("model", error) from error
     if arguments.attention == "eager":
         model.set_attn_implementation("eager")
     apply_policies(arguments, model)
@@ -306,6 +307,7 @@ def _count(model: SpeechImageRetrievalModel, trained_only: bool) -> dict[str, in
 
 def print_dry_run(arguments: TrainingArguments) -> None:
     """Count it and print it; GB are 10^9 bytes."""
+    refuse_sharded_parameters()
     run, console = dry_run(arguments), Console()
     table = Table("part", *(Column(name, justify="right") for name in ("parameters", "trained")))
     for part in run.parameters:
@@ -323,6 +325,9 @@ def print_dry_run(arguments: TrainingArguments) -> None:
     console.print(
         f"{arguments.batch_size} pairs on a GPU, clips of {run.max_seconds:g} s or {run.tokens[0]} tokens, pictures "
         f"of {run.tokens[1]} tokens, precision {_on_a_gpu(arguments)}, {attention} attention, {checkpointing} "
-        "activation checkpointing. What CUDA itself and the fragmentation of its memory take comes on top.",
+        "activation checkpointing. What CUDA itself and the fragmentation of its memory take comes on top. A CPU "
+        "attends eagerly, which keeps more.",
         highlight=False,
     )
+    if not arguments.stream and not Path(arguments.corpus).is_dir():
+        console.print(f"There is no corpus {arguments.corpus} yet.", highlight=False)

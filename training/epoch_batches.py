@@ -16,7 +16,7 @@ from .embedding_queue import EmbeddingQueue
 from .examples import Collator, SpokenCaptions, to_device
 from .hard_batches import grouped_batches, length_bucketed_batches, shuffled_batches
 from .objective import Batch
-from .stopping import ignore_sigterm
+from .stopping import ignore_signals
 from .streaming import StreamedCaptions
 
 
@@ -81,7 +81,7 @@ class EpochBatches:
                 batch_sampler=self._own(every),
                 collate_fn=self._collator,
                 num_workers=self._arguments.num_workers,
-                worker_init_fn=ignore_sigterm,
+                worker_init_fn=ignore_signals,
                 # Workers take their seed from the given generator, not from the run's random state.
                 generator=torch.Generator().manual_seed(self._arguments.seed),
             )

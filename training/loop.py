@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
+import signal
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -23,7 +23,7 @@ from ..corpora.schema import load_corpus
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
 from .arguments import ArgumentError, TrainingArguments, changed_fields, save_arguments
 from .augmentation import build_augmentations
-from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from .checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint, saved_progress
 from .embedding_queue import EmbeddingQueue
 from .epoch_batches import EpochBatches
 from .examples import Collator, ExampleReader, SpokenCaptions
@@ -34,15 +34,16 @@ from .objective import Batch, CoarseToFineObjective, Losses
 from .optimizers import build_optimizers, learning_rate_factor
 from .policies import keep_frozen_in_evaluation
 from .precision import resolve_precision
-from .record import training_record
+from .record import describe, training_record
 from .run_model import Publish, RunModel, Score
 from .setup import (
     build_model,
     build_objective,
     build_processor,
     initialize_from_speech_transformer,
+    refuse_sharded_parameters,
 )
-from .stopping import SigtermWatch, data_workers_ended, save_for_inspection
+from .stopping import EndWatch, save_for_inspection, told_in_words
 from .streaming import StreamedCaptions
 
 # How long processes wait for one that fills a feature cache, evaluates or publishes.
@@ -70,7 +71,7 @@ class Trainer:
         ] = build_objective,
         publish: Publish | None = None,
     ):
-        _refuse_sharded_parameters()
+        refuse_sharded_parameters()
         self.arguments = arguments
         self.output_dir = Path(arguments.output_dir)
         self.console = Console(stderr=True)
@@ -142,10 +143,11 @@ class Trainer:
         if self.accelerator.is_main_process:
             save_arguments(self.arguments, self.output_dir / "arguments.yaml")
             self.log = TrainingLog(self.output_dir, first_step=self.step + 1)
+        self.console.print(self._plan, highlight=False)
         with (
             counted_progress("training", self.accelerator.is_main_process) as progress,
-            SigtermWatch() as self.sigterm,
-            data_workers_ended(),
+            EndWatch() as self.end_watch,
+            told_in_words(),
         ):
             self.bar = progress.add_task("steps", total=self.total_steps, completed=self.step, status="")
             self.progress = progress
@@ -154,6 +156,16 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.log.close()
         return self.run_model.finish(self.accelerator.device, self._matching_trained)
+
+    @property
+    def _plan(self) -> str:
+        arguments, processes = self.arguments, self.accelerator.num_processes
+        return (
+            f"{processes} process{'es' if processes > 1 else ''} on {describe(self.accelerator.device)}, precision "
+            f"{self.precision}: processes {processes} x batch_size {arguments.batch_size} x "
+            f"gradient_accumulation_steps {arguments.gradient_accumulation_steps} = {self.batches.step_batch} pairs a "
+            f"step, {self.total_steps - self.step} steps to go."
+        )
 
     def _in_main_process(self, work: Callable[[], Any]) -> Any:
         """What `work` returns, done by one process while the others wait."""
@@ -164,13 +176,13 @@ class Trainer:
         checkpoint = self._in_main_process(lambda: latest_checkpoint(self.output_dir / "checkpoints"))
         if checkpoint is None:
             return
-        state, extra = load_checkpoint(checkpoint, self.objective, self.optimizers)
-        if state["step_batch"] != self.batches.step_batch:
+        before = saved_progress(checkpoint)["step_batch"]
+        if before != self.batches.step_batch:
             raise ArgumentError(
-                f"{checkpoint} is of a run with {state['step_batch']} pairs a step; this one has "
-                f"{self.batches.step_batch}. Keep batch_size x gradient_accumulation_steps x processes as it was, or "
-                "choose another output_dir."
+                f"{checkpoint} is of a run with {before} pairs a step; this one has {self.batches.step_batch}. Keep "
+                "batch_size x gradient_accumulation_steps x processes as it was, or choose another output_dir."
             )
+        state, extra = load_checkpoint(checkpoint, self.objective, self.optimizers)
         self.step, self.epoch, self.best = state["step"], state["epoch"], state["best"]
         self.order = extra["order"]
         self.saved = state["saved"]
@@ -202,8 +214,8 @@ class Trainer:
                 break
             if not len(self.order):
                 break  # what is due at the end of an epoch comes first
-            if self.sigterm.received():
-                self._end_early()
+            if told := self.end_watch.received():
+                self._end_early(told)
             if self._checkpoint_due:
                 self._save()
         self.order = torch.empty(0, dtype=torch.long)
@@ -213,21 +225,22 @@ class Trainer:
             self.best = self._validate()
         if last or self._checkpoint_due or self.epoch % self.arguments.checkpoint_every_epochs == 0:
             self._save()
-        if not last and self.sigterm.received():
-            self._end_early()
+        if not last and (told := self.end_watch.received()):
+            self._end_early(told)
 
     @property
     def _mined_queue(self) -> EmbeddingQueue | None:
         mined = self.arguments.group_size > 1 and self.step >= self.arguments.group_start_step
         return self.objective.queue if mined else None
 
-    def _end_early(self) -> None:
+    def _end_early(self, told: signal.Signals) -> None:
         if self.saved_step != self.step:
             self._save()
         self.console.print(
-            f"Ended by SIGTERM at step {self.step} of {self.total_steps}, with a checkpoint: the same command goes on."
+            f"Ended by {told.name} at step {self.step} of {self.total_steps}, with a checkpoint: the same command "
+            "goes on."
         )
-        raise SystemExit(0)
+        raise SystemExit(0 if told == signal.SIGTERM else 128 + told)
 
     @property
     def _checkpoint_due(self) -> bool:
@@ -281,9 +294,11 @@ class Trainer:
 
     def _not_finite(self, what: str, step: int, micro_batches: list[Batch]) -> FloatingPointError:
         batch = save_for_inspection(micro_batches, self.output_dir)
+        whole = latest_checkpoint(self.output_dir / "checkpoints")
+        goes_on = f"the same command continues from {whole}" if whole else "no checkpoint was due before"
         return FloatingPointError(
-            f"{what} not finite at step {step}. Lower learning_rate, or set mixed_precision=no; the last checkpoint "
-            f"is whole, and the same command continues from it. The batch is in {batch}."
+            f"{what} not finite at step {step}. Lower learning_rate, or set mixed_precision=no; {goes_on}. "
+            f"The batch is in {batch}."
         )
 
     def _report(self, losses: Losses, norm: float, pairs_per_second: float) -> None:
@@ -359,16 +374,6 @@ class Trainer:
         due = self.saved % (self.arguments.push_every_checkpoints or math.inf) == 0
         if due and self.best is not None and self.step < self.total_steps:
             self._in_main_process(lambda: self.run_model.publish_so_far(self.step))
-
-
-def _refuse_sharded_parameters() -> None:
-    """On CPUs Accelerate would go on without them in silence."""
-    for name in ("FSDP", "DEEPSPEED"):
-        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
-            raise ArgumentError(
-                f"{name} is not supported: every process holds all parameters. Launch without it; for less memory, "
-                "lower batch_size and raise gradient_accumulation_steps, or set activation_checkpointing."
-            )
 
 
 __all__ = ["Trainer"]

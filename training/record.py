@@ -42,15 +42,16 @@ def training_record(
         "batch_size": step_batch,
         "seed": arguments.seed,
         "precision": precision,
-        "device": _name_of(device),
+        "device": describe(device),
         "hours": round(seconds / 3600, 4),
     }
 
 
-def _name_of(device: torch.device) -> str:
+def describe(device: torch.device) -> str:
+    """What a device is called by people."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else device.type
 
 
-__all__ = ["training_record"]
+__all__ = ["describe", "training_record"]

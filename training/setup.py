@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def build_model(arguments: TrainingArguments, device: torch.device) -> SpeechIma
                 **_backbones(arguments), qformer=arguments.qformer, **arguments.model
             )
     except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
-        raise _as_argument_error("model", error) from error
+        raise as_argument_error("model", error) from error
     # transformers' own default is SDPA in every part that has it.
     if arguments.attention == "eager" or (arguments.attention == "auto" and device.type == "cpu"):
         model.set_attn_implementation("eager")
@@ -57,13 +58,17 @@ def build_config(arguments: TrainingArguments) -> SpeechImageRetrievalConfig:
                 **_backbones(arguments), qformer=arguments.qformer, **arguments.model
             )
     except (KeyError, TypeError, ValueError, StrictDataclassError) as error:
-        raise _as_argument_error("model", error) from error
+        raise as_argument_error("model", error) from error
     return config
 
 
-def _as_argument_error(where: str, error: Exception) -> ArgumentError:
+def as_argument_error(where: str, error: Exception) -> ArgumentError:
+    """What a part of the configuration was refused with, in one line that names the part."""
     # Errors of strict configurations have several lines.
-    return error if isinstance(error, ArgumentError) else ArgumentError(f"{where}: {' '.join(str(error).split())}")
+    if isinstance(error, ArgumentError):
+        return error
+    said = " ".join(str(error).split())
+    return ArgumentError(said if said.startswith((f"{where} ", f"{where}.")) else f"{where}: {said}")
 
 
 def _backbones(arguments: TrainingArguments) -> dict[str, Any]:
@@ -89,7 +94,7 @@ def build_processor(arguments: TrainingArguments) -> SpeechImageRetrievalProcess
             options[name] = object_of_type(options.get(name) or {}, base, name)
         return SpeechImageRetrievalProcessor(**options)
     except ValueError as error:
-        raise _as_argument_error("processor", error) from error
+        raise as_argument_error("processor", error) from error
 
 
 def build_objective(
@@ -110,6 +115,16 @@ def build_objective(
         hard_negatives=arguments.hard_negatives,
         negative_sampling=arguments.negative_sampling,
     )
+
+
+def refuse_sharded_parameters() -> None:
+    """On CPUs Accelerate would go on without them in silence."""
+    for name, written in (("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed")):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() in ("true", "1"):
+            raise ArgumentError(
+                f"{written} is not supported: every process holds all parameters. Launch without it; for less memory, "
+                "lower batch_size and raise gradient_accumulation_steps, or set activation_checkpointing."
+            )
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
-"""How a run ends before its time: a scheduler's SIGTERM, losses that are not finite, and data workers that die."""
+"""How a run ends before its time: SIGTERM and Ctrl-C, losses that are not finite, workers and processes that die."""
 
 from __future__ import annotations
 
+import os
 import signal
 import traceback
 from collections.abc import Iterator, Sequence
@@ -11,47 +12,62 @@ from types import FrameType
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
+from accelerate.utils import gather
 from safetensors.torch import save_file
+from torch.distributed import DistBackendError
 
 from ..corpora.schema import CorpusError
 from .objective import Batch
 
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 
-class SigtermWatch:
-    """While it is entered, SIGTERM leaves a note only: the step at hand ends, and a checkpoint can be written."""
 
-    def __enter__(self) -> SigtermWatch:
-        self._received = False
-        self._before = signal.signal(signal.SIGTERM, self._receive)
+class EndWatch:
+    """While it is entered, SIGTERM and Ctrl-C leave a note only: the step at hand ends, and a checkpoint can be
+    written. A second Ctrl-C interrupts."""
+
+    def __enter__(self) -> EndWatch:
+        self._received = 0
+        self._before = {number: signal.signal(number, self._receive) for number in _ENDING}
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self._received = True
+        if number == self._received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._received = number
+        if number == signal.SIGINT and PartialState().is_main_process:
+            # Not print: the signal may come while something is printed.
+            os.write(
+                2, b"\nThe step or validation at hand ends, and a checkpoint is written. Ctrl-C again: at once.\n"
+            )
 
-    def received(self) -> bool:
-        """Whether any process was told to end; all processes ask, and are told the same."""
-        if PartialState().num_processes == 1:
-            return self._received
-        return bool(reduce(torch.tensor(int(self._received), device=PartialState().device), "sum"))
+    def received(self) -> signal.Signals | None:
+        """What any process was told to end by; all processes ask, and are told the same."""
+        number = self._received
+        if PartialState().num_processes > 1:
+            number = int(gather(torch.tensor([number], device=PartialState().device)).max())
+        return signal.Signals(number) if number else None
 
 
-def ignore_sigterm(worker: int) -> None:
-    """For the data workers, whom schedulers signal too: the step at hand needs them."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def ignore_signals(worker: int) -> None:
+    """For the data workers, whom schedulers and terminals signal too: the step at hand needs them."""
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
-def data_workers_ended() -> Iterator[None]:
-    """Where this is left by an error, data workers end, and an error of theirs is told in words for people: PyTorch
-    tells it in tracebacks.
+def told_in_words() -> Iterator[None]:
+    """Where this is left by an error, data workers end, and what befell them or another process is told in words for
+    people: PyTorch tells it in tracebacks.
 
     Raises:
-        ChildProcessError: one was killed.
-        CorpusError: one came upon an example that cannot be used.
+        ChildProcessError: a data worker was killed.
+        ConnectionAbortedError: another process of the run ended.
+        CorpusError: a data worker came upon an example that cannot be used.
     """
     try:
         yield
@@ -65,6 +81,10 @@ def data_workers_ended() -> Iterator[None]:
             raise ChildProcessError(
                 "A data worker was killed, most likely by the system for want of memory. The last checkpoint is "
                 "whole: start the same command again, with a lower num_workers (0 reads in the training process)."
+            ) from error
+        if PartialState().num_processes > 1 and ("gloo" in str(error) or isinstance(error, DistBackendError)):
+            raise ConnectionAbortedError(
+                f"Process {PartialState().process_index} ends because another one did, which says why."
             ) from error
         raise
 
@@ -84,4 +104,4 @@ def save_for_inspection(micro_batches: Sequence[Batch], folder: Path) -> Path:
     return path
 
 
-__all__ = ["SigtermWatch", "data_workers_ended", "ignore_sigterm", "save_for_inspection"]
+__all__ = ["EndWatch", "ignore_signals", "save_for_inspection", "told_in_words"]

@@ -242,6 +242,12 @@ def test_text_report_shows_protocol_figures_chance_and_ceiling(model, processor,
     assert "Non-standard pool: the literature has no pool of digits." in text
 
 
+def test_where_all_queries_fare_alike_no_interval_is_told(model, processor, rows):
+    report = evaluate_retrieval(model, processor, rows, **NAMES, rerank_top_k=0)
+    report["intervals"]["speech_to_image"]["coarse"]["R@1"] = [0.0, 0.0]
+    assert "R@1 undetermined, R@5" in format_report(report)
+
+
 def test_text_report_of_a_coarse_evaluation_speaks_of_no_reranking(model, processor, rows):
     text = format_report(evaluate_retrieval(model, processor, rows, **NAMES, rerank_top_k=0))
     assert "rank" in text

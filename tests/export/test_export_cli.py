@@ -25,6 +25,12 @@ def test_without_the_extra_it_is_named_before_the_model_is_loaded(tmp_path, monk
     assert "pip install 'speech-image-retrieval[export]'" in said
 
 
+def test_what_was_exported_is_not_taken_for_a_model(tmp_path):
+    for name in ("config.json", "matching.onnx"):
+        (tmp_path / name).write_text("{}")
+    assert "is an export for ONNX Runtime" in refused(tmp_path, "--out", tmp_path / "again")
+
+
 def test_an_export_that_fails_leaves_no_folder(tmp_path, monkeypatch):
     def full(*_: object, **__: object) -> None:
         raise OSError("no space left")

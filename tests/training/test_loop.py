@@ -20,6 +20,7 @@ from speech_image_retrieval.training.checkpoint import latest_checkpoint
 from speech_image_retrieval.training.examples import SpokenCaptions
 from speech_image_retrieval.training.log import read_log
 from speech_image_retrieval.training.loop import Trainer
+from speech_image_retrieval.training.stopping import EndWatch
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 
@@ -255,13 +256,27 @@ def test_a_gradient_that_is_not_finite_stops_the_run_says_what_to_do_and_keeps_t
 
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_optimize", poisoned)
-        with pytest.raises(FloatingPointError, match=r"not finite at step 5\. Lower learning_rate.*not-finite-0"):
+        with pytest.raises(
+            FloatingPointError, match=r"not finite at step 5\. Lower learning_rate.*from .*not-finite-0"
+        ):
             Trainer(make_arguments(tmp_path)).run()
     assert latest_checkpoint(tmp_path / "checkpoints").name == "checkpoint-3"
     kept = load_file(tmp_path / "not-finite-0.safetensors")
     assert [kept[f"{number}.rows"].tolist() for number in (0, 1)] == [part.tolist() for part in rows]
     assert kept["0.image.pixel_values"].isnan().all()
     assert not kept["1.speech.input_values"].isnan().any()
+
+
+def test_of_a_checkpoint_that_was_never_written_a_stopped_run_does_not_speak(make_arguments, tmp_path, monkeypatch):
+    original = Trainer._optimize
+
+    def poisoned(self, micro_batches):
+        micro_batches[0].image["pixel_values"].fill_(torch.nan)
+        return original(self, micro_batches)
+
+    monkeypatch.setattr(Trainer, "_optimize", poisoned)
+    with pytest.raises(FloatingPointError, match="no checkpoint was due before"):
+        Trainer(make_arguments(tmp_path)).run()
 
 
 def test_a_data_worker_that_is_killed_ends_the_run_in_one_line_and_it_goes_on_as_if_nothing_had_been(
@@ -293,35 +308,50 @@ def test_an_example_that_a_data_worker_cannot_use_is_named_in_one_line(make_argu
             Trainer(make_arguments(tmp_path, num_workers=workers)).run()
 
 
-@pytest.mark.parametrize("step", [4, 5], ids=["amid an epoch", "in its last step"])
-def test_told_to_end_by_a_scheduler_it_leaves_a_checkpoint_and_goes_on_from_it(
-    step, make_arguments, whole_run, tmp_path, monkeypatch, capsys
+@pytest.mark.parametrize(
+    ("step", "told", "code"),
+    [(4, signal.SIGTERM, 0), (5, signal.SIGTERM, 0), (4, signal.SIGINT, 130)],
+    ids=["amid an epoch", "in its last step", "Ctrl-C"],
+)
+def test_told_to_end_it_leaves_a_checkpoint_and_goes_on_from_it(
+    step, told, code, make_arguments, whole_run, tmp_path, monkeypatch, capsys
 ):
     original = Trainer._optimize
 
-    def told(self, micro_batches):
+    def interrupted(self, micro_batches):
         if self.step == step:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), told)
         return original(self, micro_batches)
 
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(told)
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_optimize", told)
+        patched.setattr(Trainer, "_optimize", interrupted)
         with pytest.raises(SystemExit) as ended:
             Trainer(make_arguments(tmp_path)).run()
-    assert ended.value.code == 0
-    assert f"Ended by SIGTERM at step {step + 1} of 9" in capsys.readouterr().err
+    assert ended.value.code == code
+    assert f"Ended by {told.name} at step {step + 1} of 9" in capsys.readouterr().err
     assert latest_checkpoint(tmp_path / "checkpoints").name == f"checkpoint-{step + 1}"
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(told) == before
     Trainer(make_arguments(tmp_path)).run()
     _assert_same_run(tmp_path, whole_run)
 
 
-def test_a_scheduler_that_signals_the_whole_group_does_not_take_the_data_workers_away(make_arguments, tmp_path):
+def test_a_second_ctrl_c_interrupts_at_once(capfd):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), EndWatch() as watch:
+        signal.raise_signal(signal.SIGINT)
+        assert watch.received() == signal.SIGINT
+        assert "Ctrl-C again" in capfd.readouterr().err
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+@pytest.mark.parametrize(("told", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)], ids=["scheduler", "terminal"])
+def test_who_signals_the_whole_group_does_not_take_the_data_workers_away(told, code, make_arguments, tmp_path):
     folder = tmp_path / "run"
     save_arguments(make_arguments(folder, num_workers=1, num_epochs=200), tmp_path / "run.yaml")
     process = subprocess.Popen(
-        [sys.executable, str(TRAIN), str(tmp_path / "run.yaml")],
+        ["env", "--default-signal=INT", sys.executable, str(TRAIN), str(tmp_path / "run.yaml")],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
@@ -329,11 +359,12 @@ def test_a_scheduler_that_signals_the_whole_group_does_not_take_the_data_workers
     )
     while process.poll() is None and len(read_log(folder / "log.csv")) < 10:
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, told)
     _, printed = process.communicate()
-    assert process.returncode == 0, printed
+    assert process.returncode == code, printed
     ended = latest_checkpoint(folder / "checkpoints").name.removeprefix("checkpoint-")
-    assert f"Ended by SIGTERM at step {ended} of 600" in printed
+    assert f"Ended by {told.name} at step {ended} of 600" in printed
+    assert "processes 1 x batch_size 2 x gradient_accumulation_steps 2 = 4 pairs a step" in " ".join(printed.split())
 
 
 def test_a_run_does_not_go_on_with_steps_of_another_size(make_arguments, whole_run):
@@ -375,7 +406,7 @@ def test_misspelt_fields_are_one_line(override, message, make_arguments, tmp_pat
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(TRAIN), run_name="__main__")
     (line,) = ended.value.code.splitlines()
-    assert line.startswith("error: ") and message in line
+    assert line.startswith("Error: ") and message in line
     assert capfd.readouterr() == ("", "")
 
 
@@ -386,4 +417,4 @@ def test_a_mistake_is_one_line_on_the_command_line(make_arguments, tmp_path):
     assert done.returncode == 1
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ") and "nowhere holds no corpus" in line
+    assert line.startswith("Error: ") and "nowhere holds no corpus" in line

@@ -55,7 +55,7 @@ def test_a_processor_that_cannot_be_made_is_explained(change, message, make_argu
 def test_a_model_that_cannot_be_made_is_explained(change, make_arguments, tmp_path):
     arguments = make_arguments(tmp_path)
     arguments.model = {**arguments.model, **change}
-    with pytest.raises(ArgumentError, match="model: ") as error:
+    with pytest.raises(ArgumentError, match=r"^model") as error:
         build_model(arguments, CPU)
     assert "\n" not in str(error.value)
 
