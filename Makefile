@@ -19,7 +19,7 @@ test: .venv/test.installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/lint-imports
-	OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses auto --dist loadfile  # a process for each core, not threads
+	OMP_NUM_THREADS=1 .venv/bin/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder  # long files are not last
 
 $(OUT)/corpus/dataset_dict.json: | .venv/demo.installed
 	.venv/bin/sir corpus build spoken_shapes --out $(OUT)/corpus

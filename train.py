@@ -13,30 +13,22 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from speech_image_retrieval.corpora.schema import CorpusError
-from speech_image_retrieval.hub_cards.refusal import PublishError
-from speech_image_retrieval.training.arguments import ArgumentError, TrainingArguments, load_arguments
+if TYPE_CHECKING:
+    from speech_image_retrieval.training.arguments import TrainingArguments
 
 
 def main() -> None:
     """Read the configuration and train; a run that was interrupted continues."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="a YAML file, see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="field=value", help="replaces a field of the file")
-    parser.add_argument("--dry-run", action="store_true", help="only tell what would train, and the memory it needs")
-    parser.add_argument(
-        "--stream",
-        action="store_true",
-        help="read training rows as they arrive from the Hub, from corpus=org/name",
-    )
-    options, unknown = parser.parse_known_intermixed_args()  # field=value on both sides of the flags
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}. Fields are written field=value, as batch_size=32")
+    options = _options()
+    # torch takes seconds to import: --help and mistakes are answered before.
+    from speech_image_retrieval.corpora.schema import CorpusError
+    from speech_image_retrieval.hub_cards.refusal import PublishError
+    from speech_image_retrieval.training.arguments import ArgumentError, load_arguments
+
     try:
         arguments = load_arguments(options.config, options.overrides + ["stream=true"] * options.stream)
-        # After the arguments: torch takes seconds to import.
         if options.dry_run:
             from speech_image_retrieval.training.dry_run import print_dry_run
 
@@ -50,8 +42,22 @@ def main() -> None:
         sys.exit(1 if int(os.environ.get("LOCAL_RANK", "0")) else f"Error: {error}")
     except (ChildProcessError, ConnectionAbortedError, CorpusError, FloatingPointError) as error:
         sys.exit(f"Error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("Interrupted. The same command goes on from the last checkpoint, if there is one.")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="a YAML file, see configs/")
+    parser.add_argument("overrides", nargs="*", metavar="field=value", help="replaces a field of the file")
+    parser.add_argument("--dry-run", action="store_true", help="only tell what would train, and the memory it needs")
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="read training rows as they arrive from the Hub, from corpus=org/name",
+    )
+    options, unknown = parser.parse_known_intermixed_args()  # field=value on both sides of the flags
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}. Fields are written field=value, as batch_size=32")
+    return options
 
 
 def publisher(arguments: TrainingArguments) -> Callable[[Path, Mapping[str, Any]], str] | None:
@@ -74,4 +80,8 @@ def publisher(arguments: TrainingArguments) -> Callable[[Path, Mapping[str, Any]
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on from the last checkpoint, if there is one.", file=sys.stderr)
+        sys.exit(130)

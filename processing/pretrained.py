@@ -259,31 +259,36 @@ def object_of_type(options: dict[str, Any], base: type, argument: str) -> Any:
     """An object of the class of transformers that `options["type"]` names, made with the other options.
 
     Raises:
-        ValueError: there is no such class, or it is no `base`.
+        ValueError: there is no such class, it is no `base`, or it has no such option: transformers would keep any.
     """
     name = options.get("type")
     kind = getattr(transformers, name, None) if isinstance(name, str) else None
     if not (isinstance(kind, type) and issubclass(kind, base)):
         raise ValueError(f"{argument}: {name!r} is no {base.__name__} of transformers; give its class name as 'type'.")
-    return kind(**{option: value for option, value in options.items() if option != "type"})
+    others = {option: value for option, value in options.items() if option != "type"}
+    _refuse_unknown_options(others, kind(), argument)
+    return kind(**others)
 
 
 def _changed(processor: Any, overrides: dict[str, Any] | None, argument: str) -> Any:
     """The same kind of processor with other values of some options."""
     if not overrides:
         return processor
-    options = processor.to_dict()
-    known = {*options, *inspect.signature(type(processor).__init__).parameters}
+    _refuse_unknown_options(overrides, processor, argument)
+    return type(processor).from_dict({**processor.to_dict(), **overrides})
+
+
+def _refuse_unknown_options(options: dict[str, Any], processor: Any, argument: str) -> None:
+    known = {*processor.to_dict(), *inspect.signature(type(processor).__init__).parameters}
     if isinstance(processor, BaseImageProcessor):
         known |= set(type(processor).valid_kwargs.__annotations__)
-    for name in overrides:
+    for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             raise ValueError(
                 f"{argument}: {type(processor).__name__} has no option {name!r}."
                 + (f" Did you mean {near[0]!r}?" if near else "")
             )
-    return type(processor).from_dict({**options, **overrides})
 
 
 def _first_line(error: Exception) -> str:

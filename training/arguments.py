@@ -151,7 +151,9 @@ class TrainingArguments:
         if self.feature_cache and self.cache_examples:
             raise ArgumentError("feature_cache and cache_examples keep the same examples: set one of them")
         if self.cache_examples and self.num_workers:
-            raise ArgumentError("cache_examples keeps examples in this process: set num_workers=0 with it")
+            raise ArgumentError(
+                "cache_examples keeps examples in this process: set num_workers=0, or cache_examples=false"
+            )
         if self.group_size > 1 and not self.queue_size:
             raise ArgumentError("group_size above 1 mines neighbours in the queue: set queue_size above 0")
         if self.alpha and self.momentum is None:

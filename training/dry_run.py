@@ -330,4 +330,4 @@ def print_dry_run(arguments: TrainingArguments) -> None:
         highlight=False,
     )
     if not arguments.stream and not Path(arguments.corpus).is_dir():
-        console.print(f"There is no corpus {arguments.corpus} yet.", highlight=False)
+        console.print(f"There is no corpus {arguments.corpus} yet: see `sir corpus build --help`.", highlight=False)

@@ -295,10 +295,11 @@ class Trainer:
     def _not_finite(self, what: str, step: int, micro_batches: list[Batch]) -> FloatingPointError:
         batch = save_for_inspection(micro_batches, self.output_dir)
         whole = latest_checkpoint(self.output_dir / "checkpoints")
-        goes_on = f"the same command continues from {whole}" if whole else "no checkpoint was due before"
+        goes_on = f"the run continues from {whole}" if whole else "no checkpoint was due before"
+        rates = "learning_rate" + (" and muon_learning_rate" if self.arguments.muon_learning_rate else "")
+        exactly = "" if self.precision == "no" else ", or set mixed_precision=no"
         return FloatingPointError(
-            f"{what} not finite at step {step}. Lower learning_rate, or set mixed_precision=no; {goes_on}. "
-            f"The batch is in {batch}."
+            f"{what} not finite at step {step}. Lower {rates}{exactly}; {goes_on}. The batch is in {batch}."
         )
 
     def _report(self, losses: Losses, norm: float, pairs_per_second: float) -> None:

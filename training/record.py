@@ -51,7 +51,8 @@ def describe(device: torch.device) -> str:
     """What a device is called by people."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else device.type
+    threads = torch.get_num_threads()
+    return f"{threads} CPU thread{'s' if threads > 1 else ''}" if device.type == "cpu" else device.type
 
 
 __all__ = ["describe", "training_record"]

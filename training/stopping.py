@@ -79,12 +79,14 @@ def told_in_words() -> Iterator[None]:
             raise CorpusError(str(error).rpartition("CorpusError: ")[2].strip()) from error
         if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
             raise ChildProcessError(
-                "A data worker was killed, most likely by the system for want of memory. The last checkpoint is "
-                "whole: start the same command again, with a lower num_workers (0 reads in the training process)."
+                "A data worker was killed, most likely by the system for want of memory. The same command goes on "
+                "from the last checkpoint, if there is one; lower num_workers with it (0: the training process reads)."
             ) from error
         if PartialState().num_processes > 1 and ("gloo" in str(error) or isinstance(error, DistBackendError)):
             raise ConnectionAbortedError(
-                f"Process {PartialState().process_index} ends because another one did, which says why."
+                f"Process {PartialState().process_index} ends because another one did. That one says why, unless it "
+                "was killed, most likely by the system for want of memory. The same command goes on from the last "
+                "checkpoint, if there is one."
             ) from error
         raise
 

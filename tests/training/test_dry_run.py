@@ -204,7 +204,7 @@ def test_only_configurations_are_read_and_nothing_is_written(shallow_model, tmp_
     result = subprocess.run([*command, *shallow_model], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "speech backbone" in result.stdout and "most at once" in result.stdout
-    assert "There is no corpus outputs/spoken_coco/corpus yet." in result.stdout
+    assert "There is no corpus outputs/spoken_coco/corpus yet" in result.stdout
     assert not list(tmp_path.iterdir())
 
 

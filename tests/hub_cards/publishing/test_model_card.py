@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
+from speech_image_retrieval.evaluation.report_text import interval
 from speech_image_retrieval.hub_cards.model_card import (
     check_metadata,
     own_card,
@@ -76,7 +77,7 @@ def test_the_table_has_figures_with_intervals_and_slices(staged: Path):
     report = json.loads((staged / "evaluation.json").read_text())
     text = card_of(staged).text
     figures, bounds = report["speech_to_image"]["reranked"], report["intervals"]["speech_to_image"]["reranked"]
-    cells = [f"{figures[f'R@{k}']:.1f} ({bounds[f'R@{k}'][0]:.1f}–{bounds[f'R@{k}'][1]:.1f})" for k in (1, 5, 10)]
+    cells = [f"{figures[f'R@{k}']:.1f} ({interval(bounds[f'R@{k}'])})" for k in (1, 5, 10)]
     top_k = report["speech_to_image"]["rerank_top_k"]
     row = f"| speech to image, re-ranked, top {top_k} | {' | '.join(cells)} | {figures['median_rank']:.1f} |"
     assert row in text.splitlines()
