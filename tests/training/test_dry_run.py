@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import subprocess
-import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,8 @@ from speech_image_retrieval.training.setup import build_model, build_objective, 
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import Blip2Config, Data2VecAudioConfig, Dinov2Config, HubertConfig, Wav2Vec2Config, WavLMConfig
+
+from ..fresh_process import run_script
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -179,9 +180,14 @@ def test_disk_and_states_are_what_a_run_writes(make_arguments, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", ["flickr8k_audio", "spoken_coco"])
-def test_the_papers_setting_has_the_published_sizes(name, paper_backbones):
-    run = dry_run(load_arguments(ROOT / "configs" / f"{name}.yaml", paper_backbones))
+def test_the_papers_setting_has_the_published_sizes(paper_backbones):
+    coco, flickr = (
+        load_arguments(ROOT / "configs" / f"{name}.yaml", paper_backbones)
+        for name in ("spoken_coco", "flickr8k_audio")
+    )
+    same = ("model", "processor", "trainable_speech_layers", "trainable_vision_layers", "qformer", "batch_size")
+    assert all(asdict(coco)[name] == asdict(flickr)[name] for name in same)
+    run = dry_run(coco)
     assert run.parameters["speech backbone"] == pytest.approx(316e6, rel=0.01)
     assert run.parameters["vision backbone"] == pytest.approx(1.0e9, rel=0.02)
     assert run.trained["vision backbone"] == 0 == run.memory["activations: vision backbone"]
@@ -200,8 +206,9 @@ def test_the_q_former_leaves_few_tokens_and_activations(shallow_model):
 
 
 def test_only_configurations_are_read_and_nothing_is_written(shallow_model, tmp_path):
-    command = [sys.executable, ROOT / "train.py", ROOT / "configs" / "spoken_coco.yaml", "--dry-run", "batch_size=4"]
-    result = subprocess.run([*command, *shallow_model], cwd=tmp_path, capture_output=True, text=True)
+    script = "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
+    options = [ROOT / "configs" / "spoken_coco.yaml", "--dry-run", "batch_size=4", *shallow_model]
+    result = run_script(script, ROOT / "train.py", *options, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "speech backbone" in result.stdout and "most at once" in result.stdout
     assert "There is no corpus outputs/spoken_coco/corpus yet" in result.stdout

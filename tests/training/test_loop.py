@@ -22,6 +22,8 @@ from speech_image_retrieval.training.log import read_log
 from speech_image_retrieval.training.loop import Trainer
 from speech_image_retrieval.training.stopping import EndWatch
 
+from ..fresh_process import run_script
+
 TRAIN = Path(__file__).parents[2] / "train.py"
 
 
@@ -413,8 +415,8 @@ def test_misspelt_fields_are_one_line(override, message, make_arguments, tmp_pat
 
 def test_a_mistake_is_one_line_on_the_command_line(make_arguments, tmp_path):
     save_arguments(make_arguments(tmp_path / "run"), tmp_path / "run.yaml")
-    command = [sys.executable, str(TRAIN), str(tmp_path / "run.yaml"), "corpus=nowhere"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    script = "import runpy, sys; sys.argv.pop(0); runpy.run_path(sys.argv[0], run_name='__main__')"
+    done = run_script(script, TRAIN, tmp_path / "run.yaml", "corpus=nowhere")
     assert done.returncode == 1
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
