@@ -35,12 +35,13 @@ def main() -> None:
             print_dry_run(arguments)
         else:
             from speech_image_retrieval.training.loop import Trainer
+            from speech_image_retrieval.training.stopping import told_in_words
 
-            Trainer(arguments, publish=publisher(arguments)).run()
-    except (ArgumentError, PublishError) as error:
-        # The same in all processes of a node.
-        sys.exit(1 if int(os.environ.get("LOCAL_RANK", "0")) else f"Error: {error}")
-    except (ChildProcessError, ConnectionAbortedError, CorpusError, FloatingPointError) as error:
+            with told_in_words():
+                Trainer(arguments, publish=publisher(arguments)).run()
+    except ArgumentError as error:
+        sys.exit(f"Error: {error}" if _first_of_its_node() else 1)  # the same in all
+    except (ChildProcessError, ConnectionAbortedError, CorpusError, FloatingPointError, PublishError) as error:
         sys.exit(f"Error: {error}")
 
 
@@ -58,6 +59,10 @@ def _options() -> argparse.Namespace:
     if unknown:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}. Fields are written field=value, as batch_size=32")
     return options
+
+
+def _first_of_its_node() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") in ("0", "-1")
 
 
 def publisher(arguments: TrainingArguments) -> Callable[[Path, Mapping[str, Any]], str] | None:
@@ -83,5 +88,6 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        print("Interrupted. The same command goes on from the last checkpoint, if there is one.", file=sys.stderr)
+        if _first_of_its_node():
+            print("Interrupted. The same command goes on from the last checkpoint, if there is one.", file=sys.stderr)
         sys.exit(130)

@@ -27,8 +27,9 @@ def export(
         )
     from ..export.onnx_folder import export_onnx
 
+    loaded = load_model(model)
     precision = "linear layers in int8" if int8 else "float32; --int8 makes it smaller"
     typer.echo(f"Three graphs, {precision}. Each takes a minute or so.")
-    export_onnx(*load_model(model), out, int8=int8, say=lambda name: typer.echo(f"Exporting {name}"))
+    export_onnx(*loaded, out, int8=int8, say=lambda name: typer.echo(f"Exporting {name}"))
     for path in sorted(out.glob("*.onnx*")):
         typer.echo(f"{path.stat().st_size:>14,}  {path.name}")

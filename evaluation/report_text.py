@@ -66,7 +66,7 @@ def protocol_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def interval(bounds: tuple[float, float]) -> str:
-    """The bounds of an interval as text. Where all queries fare alike, resampling them does not tell any."""
+    """The bounds of an interval as text; a resampling of queries that all fare alike gives none."""
     return "undetermined" if bounds[0] == bounds[1] else f"{bounds[0]:.1f}–{bounds[1]:.1f}"
 
 

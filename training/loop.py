@@ -43,7 +43,7 @@ from .setup import (
     initialize_from_speech_transformer,
     refuse_sharded_parameters,
 )
-from .stopping import EndWatch, save_for_inspection, told_in_words
+from .stopping import EndWatch, save_for_inspection
 from .streaming import StreamedCaptions
 
 # How long processes wait for one that fills a feature cache, evaluates or publishes.
@@ -147,7 +147,6 @@ class Trainer:
         with (
             counted_progress("training", self.accelerator.is_main_process) as progress,
             EndWatch() as self.end_watch,
-            told_in_words(),
         ):
             self.bar = progress.add_task("steps", total=self.total_steps, completed=self.step, status="")
             self.progress = progress
@@ -162,7 +161,7 @@ class Trainer:
         arguments, processes = self.arguments, self.accelerator.num_processes
         return (
             f"{processes} process{'es' if processes > 1 else ''} on {describe(self.accelerator.device)}, precision "
-            f"{self.precision}: processes {processes} x batch_size {arguments.batch_size} x "
+            f"{self.precision}: {processes} x batch_size {arguments.batch_size} x "
             f"gradient_accumulation_steps {arguments.gradient_accumulation_steps} = {self.batches.step_batch} pairs a "
             f"step, {self.total_steps - self.step} steps to go."
         )
@@ -214,8 +213,8 @@ class Trainer:
                 break
             if not len(self.order):
                 break  # what is due at the end of an epoch comes first
-            if told := self.end_watch.received():
-                self._end_early(told)
+            if signalled := self.end_watch.received():
+                self._end_early(signalled)
             if self._checkpoint_due:
                 self._save()
         self.order = torch.empty(0, dtype=torch.long)
@@ -225,22 +224,22 @@ class Trainer:
             self.best = self._validate()
         if last or self._checkpoint_due or self.epoch % self.arguments.checkpoint_every_epochs == 0:
             self._save()
-        if not last and (told := self.end_watch.received()):
-            self._end_early(told)
+        if signalled := self.end_watch.received():
+            self._end_early(signalled)
 
     @property
     def _mined_queue(self) -> EmbeddingQueue | None:
         mined = self.arguments.group_size > 1 and self.step >= self.arguments.group_start_step
         return self.objective.queue if mined else None
 
-    def _end_early(self, told: signal.Signals) -> None:
+    def _end_early(self, signalled: signal.Signals) -> None:
         if self.saved_step != self.step:
             self._save()
         self.console.print(
-            f"Ended by {told.name} at step {self.step} of {self.total_steps}, with a checkpoint: the same command "
-            "goes on."
+            f"Ended by {signalled.name} at step {self.step} of {self.total_steps}, with a checkpoint: the same "
+            "command goes on."
         )
-        raise SystemExit(0 if told == signal.SIGTERM else 128 + told)
+        raise SystemExit(0 if signalled == signal.SIGTERM else 128 + signalled)
 
     @property
     def _checkpoint_due(self) -> bool:

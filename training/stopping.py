@@ -6,7 +6,7 @@ import os
 import signal
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather
 from safetensors.torch import save_file
-from torch.distributed import DistBackendError
+from torch.distributed import DistError
 
 from ..corpora.schema import CorpusError
 from .objective import Batch
@@ -24,11 +24,12 @@ _ENDING = (signal.SIGTERM, signal.SIGINT)
 
 class EndWatch:
     """While it is entered, SIGTERM and Ctrl-C leave a note only: the step at hand ends, and a checkpoint can be
-    written. A second Ctrl-C interrupts."""
+    written. A Ctrl-C after either interrupts. A signal that is ignored, as in the background of a shell, stays so."""
 
     def __enter__(self) -> EndWatch:
         self._received = 0
-        self._before = {number: signal.signal(number, self._receive) for number in _ENDING}
+        heard = [number for number in _ENDING if signal.getsignal(number) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._receive) for number in heard}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -36,14 +37,13 @@ class EndWatch:
             signal.signal(number, before)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if number == self._received == signal.SIGINT:
+        if number == signal.SIGINT and self._received:
             raise KeyboardInterrupt
-        self._received = number
+        self._received = self._received or number
         if number == signal.SIGINT and PartialState().is_main_process:
-            # Not print: the signal may come while something is printed.
-            os.write(
-                2, b"\nThe step or validation at hand ends, and a checkpoint is written. Ctrl-C again: at once.\n"
-            )
+            # Not print, for the signal may come while something is printed; and whoever reads may end by it, too.
+            with suppress(OSError):
+                os.write(2, b"\nThe step or validation at hand ends, then a checkpoint. Ctrl-C again: at once.\n")
 
     def received(self) -> signal.Signals | None:
         """What any process was told to end by; all processes ask, and are told the same."""
@@ -61,8 +61,8 @@ def ignore_signals(worker: int) -> None:
 
 @contextmanager
 def told_in_words() -> Iterator[None]:
-    """Where this is left by an error, data workers end, and what befell them or another process is told in words for
-    people: PyTorch tells it in tracebacks.
+    """For all that a process of a run does. Where it is left by an error, data workers end, and what befell them or
+    another process is told in words for people: PyTorch tells it in tracebacks.
 
     Raises:
         ChildProcessError: a data worker was killed.
@@ -82,11 +82,12 @@ def told_in_words() -> Iterator[None]:
                 "A data worker was killed, most likely by the system for want of memory. The same command goes on "
                 "from the last checkpoint, if there is one; lower num_workers with it (0: the training process reads)."
             ) from error
-        if PartialState().num_processes > 1 and ("gloo" in str(error) or isinstance(error, DistBackendError)):
+        of_gloo = isinstance(error, RuntimeError) and "third_party/gloo" in str(error)
+        if of_gloo or isinstance(error, DistError):
             raise ConnectionAbortedError(
-                f"Process {PartialState().process_index} ends because another one did. That one says why, unless it "
-                "was killed, most likely by the system for want of memory. The same command goes on from the last "
-                "checkpoint, if there is one."
+                f"Process {PartialState().process_index} cannot reach the others: {str(error).splitlines()[0]} If one "
+                "of them ended, it says why, unless it was killed, most likely by the system for want of memory. The "
+                "same command goes on from the last checkpoint, if there is one."
             ) from error
         raise
 

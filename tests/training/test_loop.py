@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from speech_image_retrieval.training.checkpoint import latest_checkpoint
 from speech_image_retrieval.training.examples import SpokenCaptions
 from speech_image_retrieval.training.log import read_log
 from speech_image_retrieval.training.loop import Trainer
-from speech_image_retrieval.training.stopping import EndWatch
+from speech_image_retrieval.training.stopping import EndWatch, told_in_words
 
 from ..fresh_process import run_script
 
@@ -294,7 +295,10 @@ def test_a_data_worker_that_is_killed_ends_the_run_in_one_line_and_it_goes_on_as
 
     with monkeypatch.context() as patched:
         patched.setattr(SpokenCaptions, "__getitem__", killed_later)
-        with pytest.raises(ChildProcessError, match=r"^A data worker was killed.*lower num_workers.*\)\.$"):
+        with (
+            pytest.raises(ChildProcessError, match=r"^A data worker was killed.*lower num_workers.*\)\.$"),
+            told_in_words(),
+        ):
             Trainer(make_arguments(tmp_path, num_workers=1)).run()
     Trainer(make_arguments(tmp_path)).run()
     _assert_same_run(tmp_path, whole_run)
@@ -306,14 +310,14 @@ def test_an_example_that_a_data_worker_cannot_use_is_named_in_one_line(make_argu
 
     monkeypatch.setattr(SpokenCaptions, "__getitem__", broken)
     for workers in (0, 1):
-        with pytest.raises(CorpusError, match=r"^Caption 'a': damaged$"):
+        with pytest.raises(CorpusError, match=r"^Caption 'a': damaged$"), told_in_words():
             Trainer(make_arguments(tmp_path, num_workers=workers)).run()
 
 
 @pytest.mark.parametrize(
     ("step", "told", "code"),
-    [(4, signal.SIGTERM, 0), (5, signal.SIGTERM, 0), (4, signal.SIGINT, 130)],
-    ids=["amid an epoch", "in its last step", "Ctrl-C"],
+    [(4, signal.SIGTERM, 0), (5, signal.SIGTERM, 0), (8, signal.SIGTERM, 0), (4, signal.SIGINT, 130)],
+    ids=["amid an epoch", "in its last step", "in the run's last step", "Ctrl-C"],
 )
 def test_told_to_end_it_leaves_a_checkpoint_and_goes_on_from_it(
     step, told, code, make_arguments, whole_run, tmp_path, monkeypatch, capsys
@@ -326,6 +330,7 @@ def test_told_to_end_it_leaves_a_checkpoint_and_goes_on_from_it(
         return original(self, micro_batches)
 
     before = signal.getsignal(told)
+    assert before != signal.SIG_IGN
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_optimize", interrupted)
         with pytest.raises(SystemExit) as ended:
@@ -336,6 +341,21 @@ def test_told_to_end_it_leaves_a_checkpoint_and_goes_on_from_it(
     assert signal.getsignal(told) == before
     Trainer(make_arguments(tmp_path)).run()
     _assert_same_run(tmp_path, whole_run)
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """Ctrl-C is not ignored, as it is in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_what_is_ignored_stays_so():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with EndWatch() as watch:
+        signal.raise_signal(signal.SIGINT)
+        assert watch.received() is None
 
 
 def test_a_second_ctrl_c_interrupts_at_once(capfd):
@@ -365,7 +385,7 @@ def test_who_signals_the_whole_group_does_not_take_the_data_workers_away(make_ar
     assert process.returncode == 130, printed
     ended = latest_checkpoint(folder / "checkpoints").name.removeprefix("checkpoint-")
     assert f"Ended by SIGINT at step {ended} of 600" in printed
-    assert "processes 1 x batch_size 2 x gradient_accumulation_steps 2 = 4 pairs a step" in " ".join(printed.split())
+    assert "1 x batch_size 2 x gradient_accumulation_steps 2 = 4 pairs a step" in " ".join(printed.split())
 
 
 def test_a_run_does_not_go_on_with_steps_of_another_size(make_arguments, whole_run):
