@@ -53,21 +53,19 @@ def table(runs: Sequence[Mapping[str, Any]], order: Sequence[str]) -> str:
 
 
 def draw(runs: Sequence[Mapping[str, Any]], order: Sequence[str], picture: Path) -> None:
-    """Bars of the final ranking with intervals, and every seed as a dot."""
+    """Bars of the final ranking with intervals, and every seed as a dot; of the cells that have runs."""
     from matplotlib.figure import Figure
 
-    splits = _splits(runs)
-    figure = Figure(figsize=(5 + 4 * len(splits), 1 + 0.5 * len(order)), layout="constrained")
+    splits, cells = _splits(runs), [cell for cell in order if any(run["cell"] == cell for run in runs)]
+    figure = Figure(figsize=(5 + 4 * len(splits), 1.2 + 0.5 * len(cells)), layout="constrained")
     panels = figure.subplots(1, len(splits), sharey=True, squeeze=False)[0]
     for axes, split in zip(panels, splits, strict=True):
-        for place, cell in enumerate(order):
+        for place, cell in enumerate(cells):
             values = mean_r1(runs, cell, split, "final")
-            if not values:
-                continue
             mean, width = interval(values)
             axes.barh(place, mean, color="#8fb4d9", xerr=width if math.isfinite(width) else None, capsize=3)
             axes.plot(values, [place] * len(values), ".", color="#1f3b57")
-        axes.set(title=split, xlabel="mean R@1 (%)", yticks=range(len(order)), yticklabels=order)
+        axes.set(title=split, xlabel="mean R@1 (%)", yticks=range(len(cells)), yticklabels=cells)
         axes.grid(axis="x", alpha=0.3)
     panels[0].invert_yaxis()
     figure.savefig(picture, dpi=110)
