@@ -10,13 +10,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from PIL import Image
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, TimeoutError, expect, sync_playwright
 from speech_image_retrieval import SpeechImageRetrievalPipeline
 from transformers import pipeline
 
@@ -82,9 +83,12 @@ def page(address: str) -> Iterator[Page]:
 
 def send(page: Page, upload: Path) -> None:
     choose = page.get_by_role("button", name="Upload file").and_(page.locator(":visible"))
-    if choose.count():  # a recording can be spoken, too
-        choose.click()
-    page.locator("input[type=file]").last.set_input_files(upload)
+    for patience in (1_000, 2_000, 30_000):  # what is clicked before the page's scripts have it is lost
+        if choose.count():  # a recording can be spoken, too
+            choose.click()
+        with suppress(TimeoutError):
+            return page.locator("input[type=file]").last.set_input_files(upload, timeout=patience)
+    raise AssertionError("no place to upload to appears")
 
 
 def test_a_visitor_with_a_phone_speaks_and_shows(page: Page, published: Published, media: Media, tmp_path: Path):
