@@ -35,10 +35,8 @@ def main() -> None:
             print_dry_run(arguments)
         else:
             from speech_image_retrieval.training.loop import Trainer
-            from speech_image_retrieval.training.stopping import told_in_words
 
-            with told_in_words():
-                Trainer(arguments, publish=publisher(arguments)).run()
+            Trainer(arguments, publish=publisher(arguments)).run()
     except ArgumentError as error:
         sys.exit(f"Error: {error}" if _first_of_its_node() else 1)  # the same in all
     except (ChildProcessError, ConnectionAbortedError, CorpusError, FloatingPointError, PublishError) as error:
@@ -62,7 +60,7 @@ def _options() -> argparse.Namespace:
 
 
 def _first_of_its_node() -> bool:
-    return os.environ.get("LOCAL_RANK", "0") in ("0", "-1")
+    return os.environ.get("LOCAL_RANK", "0") in ("0", "-1")  # -1: not distributed, in older launchers
 
 
 def publisher(arguments: TrainingArguments) -> Callable[[Path, Mapping[str, Any]], str] | None:

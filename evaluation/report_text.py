@@ -66,7 +66,7 @@ def protocol_lines(report: Mapping[str, Any]) -> list[str]:
 
 
 def interval(bounds: tuple[float, float]) -> str:
-    """The bounds of an interval as text; a resampling of queries that all fare alike gives none."""
+    """The bounds of an interval as text. Equal ones, where all queries fare alike, tell nothing."""
     return "undetermined" if bounds[0] == bounds[1] else f"{bounds[0]:.1f}–{bounds[1]:.1f}"
 
 

@@ -43,7 +43,7 @@ from .setup import (
     initialize_from_speech_transformer,
     refuse_sharded_parameters,
 )
-from .stopping import EndWatch, save_for_inspection
+from .stopping import EndWatch, save_for_inspection, told_in_words
 from .streaming import StreamedCaptions
 
 # How long processes wait for one that fills a feature cache, evaluates or publishes.
@@ -63,6 +63,7 @@ class Trainer:
             with every n-th checkpoint if the arguments say so.
     """
 
+    @told_in_words()
     def __init__(
         self,
         arguments: TrainingArguments,
@@ -135,6 +136,7 @@ class Trainer:
                 autocast=self.accelerator.autocast,
             )
 
+    @told_in_words()
     def run(self) -> dict[str, Any]:
         """Train to the end, from the newest checkpoint if there is one; returns the report on the test split."""
         self.output_dir.mkdir(parents=True, exist_ok=True)
@@ -296,9 +298,9 @@ class Trainer:
         whole = latest_checkpoint(self.output_dir / "checkpoints")
         goes_on = f"the run continues from {whole}" if whole else "no checkpoint was due before"
         rates = "learning_rate" + (" and muon_learning_rate" if self.arguments.muon_learning_rate else "")
-        exactly = "" if self.precision == "no" else ", or set mixed_precision=no"
+        or_precision = "" if self.precision == "no" else ", or set mixed_precision=no"
         return FloatingPointError(
-            f"{what} not finite at step {step}. Lower {rates}{exactly}; {goes_on}. The batch is in {batch}."
+            f"{what} not finite at step {step}. Lower {rates}{or_precision}; {goes_on}. The batch is in {batch}."
         )
 
     def _report(self, losses: Losses, norm: float, pairs_per_second: float) -> None:

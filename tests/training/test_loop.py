@@ -21,7 +21,7 @@ from speech_image_retrieval.training.checkpoint import latest_checkpoint
 from speech_image_retrieval.training.examples import SpokenCaptions
 from speech_image_retrieval.training.log import read_log
 from speech_image_retrieval.training.loop import Trainer
-from speech_image_retrieval.training.stopping import EndWatch, told_in_words
+from speech_image_retrieval.training.stopping import EndWatch
 
 from ..fresh_process import run_script
 
@@ -295,10 +295,7 @@ def test_a_data_worker_that_is_killed_ends_the_run_in_one_line_and_it_goes_on_as
 
     with monkeypatch.context() as patched:
         patched.setattr(SpokenCaptions, "__getitem__", killed_later)
-        with (
-            pytest.raises(ChildProcessError, match=r"^A data worker was killed.*lower num_workers.*\)\.$"),
-            told_in_words(),
-        ):
+        with pytest.raises(ChildProcessError, match=r"^A data worker was killed.*lower num_workers.*\)\.$"):
             Trainer(make_arguments(tmp_path, num_workers=1)).run()
     Trainer(make_arguments(tmp_path)).run()
     _assert_same_run(tmp_path, whole_run)
@@ -310,7 +307,7 @@ def test_an_example_that_a_data_worker_cannot_use_is_named_in_one_line(make_argu
 
     monkeypatch.setattr(SpokenCaptions, "__getitem__", broken)
     for workers in (0, 1):
-        with pytest.raises(CorpusError, match=r"^Caption 'a': damaged$"), told_in_words():
+        with pytest.raises(CorpusError, match=r"^Caption 'a': damaged$"):
             Trainer(make_arguments(tmp_path, num_workers=workers)).run()
 
 
