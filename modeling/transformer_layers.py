@@ -37,6 +37,12 @@ def eager_attention(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
+def select_rows(states: Tensor, rows: Tensor) -> Tensor:
+    """`states[rows]`, as rows of a matrix: gradients that come with their heads apart in memory are then laid out anew
+    before they are summed, which a CPU does over ten times faster than summing them as they come."""
+    return states.flatten(1).index_select(0, rows).unflatten(1, states.shape[1:])
+
+
 class SpeechImageAttention(nn.Module):
     """Multi-head attention, to the states themselves or to those of the other modality."""
 
@@ -65,9 +71,9 @@ class SpeechImageAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         query, (key, value) = self.q_proj(hidden_states), keys_values
         if query_rows is not None:  # projected before they are repeated
-            query = query.index_select(0, query_rows)
+            query = select_rows(query, query_rows)
         if source_rows is not None:
-            key, value = key.index_select(0, source_rows), value.index_select(0, source_rows)
+            key, value = select_rows(key, source_rows), select_rows(value, source_rows)
         query, key, value = (
             states.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for states in (query, key, value)
         )
@@ -133,7 +139,7 @@ class SpeechImageLayer(GradientCheckpointingLayer):
             normed = self.cross_attention_norm(hidden_states)
             attended, cross_weights = self.cross_attention(normed, image_keys_values, None, speech_rows, image_rows)
             if speech_rows is not None:
-                hidden_states = hidden_states.index_select(0, speech_rows)
+                hidden_states = select_rows(hidden_states, speech_rows)
             hidden_states = hidden_states + self.dropout(attended)
         normed = self.feed_forward_norm(hidden_states)
         return hidden_states + self.dropout(self.feed_forward(normed)), cross_weights
