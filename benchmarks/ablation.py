@@ -40,22 +40,24 @@ class Cell:
 
 
 def cells(arguments: TrainingArguments) -> list[Cell]:
-    """The cells in the order in which parts are added; the recipe itself is among them, if it has SIM and mining."""
+    """The cells in the order in which parts are added: first those of the paper, then mined batches, which are not in
+    it. The recipe itself is among them, if it has SIM and mining."""
     start = max(arguments.group_start_step, arguments.matching_start_step, arguments.momentum_start_step)
     no_matching = ("matching_weight=0", "listwise_weight=0")
     no_queue = ("queue_size=0", "group_size=1")
     no_teacher = ("momentum=null", "alpha=0")
     queue = f"queue_size={arguments.queue_size or TrainingArguments.queue_size}"
-    mined = (queue, f"group_size={arguments.group_size if arguments.group_size > 1 else 4}")
-    teacher = (queue, f"momentum={_TEACHER}", f"momentum_start_step={start}")
+    mined = f"group_size={arguments.group_size if arguments.group_size > 1 else 4}"
+    teacher = (f"momentum={_TEACHER}", f"momentum_start_step={start}")
+    hard = "negative_sampling=similarity"
     return [
         Cell("SIC (SpeechCLIP's parallel objective)", (*no_matching, *no_queue, *no_teacher)),
-        Cell("SIC + queue", (*no_matching, "group_size=1", *teacher, "alpha=0")),
+        Cell("SIC + queue", (*no_matching, "group_size=1", queue, *teacher, "alpha=0")),
         Cell("SIC + SIM, random negatives", (*no_queue, *no_teacher, "negative_sampling=random")),
-        Cell("+ hard negatives in the batch", (*no_queue, *no_teacher, "negative_sampling=similarity")),
-        Cell("+ negatives mined beyond the batch", (*mined, *no_teacher, "negative_sampling=similarity")),
-        Cell("+ queue in SIC", (*mined, *teacher[1:], "alpha=0", "negative_sampling=similarity")),
-        Cell("+ MoD: all", (*mined, *teacher[1:], f"alpha={_ALPHA}", "negative_sampling=similarity")),
+        Cell("+ hard negatives in the batch", (*no_queue, *no_teacher, hard)),
+        Cell("+ queue in SIC", (queue, "group_size=1", *teacher, "alpha=0", hard)),
+        Cell("+ MoD: the paper's method", (queue, "group_size=1", *teacher, f"alpha={_ALPHA}", hard)),
+        Cell("+ negatives mined beyond the batch", (queue, mined, *teacher, f"alpha={_ALPHA}", hard)),
         Cell(
             "margin InfoNCE, all pairs (FaST-VGS's objective)",
             (*no_queue, *no_teacher),
