@@ -42,7 +42,7 @@ class Cell:
 def cells(arguments: TrainingArguments) -> list[Cell]:
     """The cells in the order in which parts are added: first those of the paper, then mined batches, which are not in
     it. The recipe itself is among them, if it has SIM and mining."""
-    start = max(arguments.group_start_step, arguments.matching_start_step, arguments.momentum_start_step)
+    start = max(arguments.group_start_step, arguments.momentum_start_step)  # the queue's, in SIC and in mining
     no_matching = ("matching_weight=0", "listwise_weight=0")
     no_queue = ("queue_size=0", "group_size=1")
     no_teacher = ("momentum=null", "alpha=0")

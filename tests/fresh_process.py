@@ -53,8 +53,12 @@ def _server() -> subprocess.Popen[str]:
 
 
 def serve() -> None:
+    import pandas  # noqa: F401
+    import pyarrow.parquet  # noqa: F401
     import scipy.optimize  # noqa: F401
     import torch._dynamo  # noqa: F401
+    import torch.distributed.fsdp  # noqa: F401
+    import torch.utils.tensorboard  # noqa: F401
 
     gc.freeze()  # or every process would walk through all of it when it ends
     for line in sys.stdin:
