@@ -25,9 +25,6 @@ from speech_image_retrieval.training.arguments import ArgumentError, TrainingArg
 
 from benchmarks.ablation_report import draw, table
 
-_TEACHER = 0.995  # ALBEF's momentum
-_ALPHA = 0.4
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -42,22 +39,22 @@ class Cell:
 def cells(arguments: TrainingArguments) -> list[Cell]:
     """The cells in the order in which parts are added: first those of the paper, then mined batches, which are not in
     it. The recipe itself is among them, if it has SIM and mining."""
-    start = max(arguments.group_start_step, arguments.momentum_start_step)  # the queue's, in SIC and in mining
     no_matching = ("matching_weight=0", "listwise_weight=0")
     no_queue = ("queue_size=0", "group_size=1")
     no_teacher = ("momentum=null", "alpha=0")
     queue = f"queue_size={arguments.queue_size or TrainingArguments.queue_size}"
     mined = f"group_size={arguments.group_size if arguments.group_size > 1 else 4}"
-    teacher = (f"momentum={_TEACHER}", f"momentum_start_step={start}")
+    teacher = f"momentum={arguments.momentum or TrainingArguments.momentum}"
+    distillation = f"alpha={arguments.alpha or TrainingArguments.alpha}"
     hard = "negative_sampling=similarity"
     return [
         Cell("SIC (SpeechCLIP's parallel objective)", (*no_matching, *no_queue, *no_teacher)),
-        Cell("SIC + queue", (*no_matching, "group_size=1", queue, *teacher, "alpha=0")),
+        Cell("SIC + queue", (*no_matching, "group_size=1", queue, teacher, "alpha=0")),
         Cell("SIC + SIM, random negatives", (*no_queue, *no_teacher, "negative_sampling=random")),
         Cell("+ hard negatives in the batch", (*no_queue, *no_teacher, hard)),
-        Cell("+ queue in SIC", (queue, "group_size=1", *teacher, "alpha=0", hard)),
-        Cell("+ MoD: the paper's method", (queue, "group_size=1", *teacher, f"alpha={_ALPHA}", hard)),
-        Cell("+ negatives mined beyond the batch", (queue, mined, *teacher, f"alpha={_ALPHA}", hard)),
+        Cell("+ queue in SIC", (queue, "group_size=1", teacher, "alpha=0", hard)),
+        Cell("+ MoD: the paper's method", (queue, "group_size=1", teacher, distillation, hard)),
+        Cell("+ negatives mined beyond the batch", (queue, mined, teacher, distillation, hard)),
         Cell(
             "margin InfoNCE, all pairs (FaST-VGS's objective)",
             (*no_queue, *no_teacher),

@@ -56,8 +56,8 @@ def serve() -> None:
     import pandas  # noqa: F401
     import pyarrow.parquet  # noqa: F401
     import scipy.optimize  # noqa: F401
-    import torch._dynamo  # noqa: F401
-    import torch.distributed.fsdp  # noqa: F401
+    import torch._dynamo
+    import torch.distributed.fsdp
     import torch.utils.tensorboard  # noqa: F401
 
     gc.freeze()  # or every process would walk through all of it when it ends

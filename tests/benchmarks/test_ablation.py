@@ -29,6 +29,19 @@ def test_every_cell_of_every_configuration_can_be_trained(config):
     assert len(names) == 8
 
 
+def test_cells_with_a_teacher_have_the_momentum_and_the_start_of_the_recipe():
+    recipe = load_arguments(
+        CONFIGS / "spoken_shapes.yaml", ["momentum=0.9", "momentum_start_step=60", "alpha=0.3", "queue_size=512"]
+    )
+    trained = [
+        load_arguments(CONFIGS / "spoken_shapes.yaml", ["momentum_start_step=60", *cell.overrides])
+        for cell in ablation.cells(recipe)
+    ]
+    taught = [cell for cell in trained if cell.momentum]
+    found = [(cell.momentum, cell.alpha, cell.queue_size, cell.momentum_start_step) for cell in taught]
+    assert found == [(0.9, 0, 512, 60)] * 2 + [(0.9, 0.3, 512, 60)] * 2
+
+
 class FakeTraining:
     """Stands for the training processes: each leaves a report, but for those that are told to die."""
 
