@@ -44,23 +44,32 @@ def cells(arguments: TrainingArguments) -> list[Cell]:
     no_teacher = ("momentum=null", "alpha=0")
     queue = f"queue_size={arguments.queue_size or TrainingArguments.queue_size}"
     mined = f"group_size={arguments.group_size if arguments.group_size > 1 else 4}"
-    teacher = f"momentum={arguments.momentum or TrainingArguments.momentum}"
+    teacher = _teacher(arguments)
     distillation = f"alpha={arguments.alpha or TrainingArguments.alpha}"
     hard = "negative_sampling=similarity"
     return [
         Cell("SIC (SpeechCLIP's parallel objective)", (*no_matching, *no_queue, *no_teacher)),
-        Cell("SIC + queue", (*no_matching, "group_size=1", queue, teacher, "alpha=0")),
+        Cell("SIC + queue", (*no_matching, "group_size=1", queue, *teacher, "alpha=0")),
         Cell("SIC + SIM, random negatives", (*no_queue, *no_teacher, "negative_sampling=random")),
         Cell("+ hard negatives in the batch", (*no_queue, *no_teacher, hard)),
-        Cell("+ queue in SIC", (queue, "group_size=1", teacher, "alpha=0", hard)),
-        Cell("+ MoD: the paper's method", (queue, "group_size=1", teacher, distillation, hard)),
-        Cell("+ negatives mined beyond the batch", (queue, mined, teacher, distillation, hard)),
+        Cell("+ queue in SIC", (queue, "group_size=1", *teacher, "alpha=0", hard)),
+        Cell("+ MoD: the paper's method", (queue, "group_size=1", *teacher, distillation, hard)),
+        Cell("+ negatives mined beyond the batch", (queue, mined, *teacher, distillation, hard)),
         Cell(
             "margin InfoNCE, all pairs (FaST-VGS's objective)",
             (*no_queue, *no_teacher),
             ("-m", "benchmarks.margin_infonce"),
         ),
     ]
+
+
+def _teacher(arguments: TrainingArguments) -> tuple[str, ...]:
+    """The recipe's, with its start; for a recipe without one that of the defaults, once all else has started: from
+    the first step on it would keep a model that learns from scratch at chance."""
+    if arguments.momentum is not None:
+        return (f"momentum={arguments.momentum}",)
+    start = max(arguments.group_start_step, arguments.matching_start_step)
+    return (f"momentum={TrainingArguments.momentum}", f"momentum_start_step={start}")
 
 
 class Results:

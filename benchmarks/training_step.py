@@ -34,6 +34,7 @@ _OVERRIDES = [
     "queue_size=4096",
     "alpha_warmup_steps=0",
     "hard_negatives=1",
+    "matching_weight=1",
     "listwise_weight=0",
     "muon_learning_rate=null",
     "matching_start_step=0",

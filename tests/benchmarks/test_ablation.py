@@ -29,17 +29,22 @@ def test_every_cell_of_every_configuration_can_be_trained(config):
     assert len(names) == 8
 
 
-def test_cells_with_a_teacher_have_the_momentum_and_the_start_of_the_recipe():
-    recipe = load_arguments(
-        CONFIGS / "spoken_shapes.yaml", ["momentum=0.9", "momentum_start_step=60", "alpha=0.3", "queue_size=512"]
-    )
-    trained = [
-        load_arguments(CONFIGS / "spoken_shapes.yaml", ["momentum_start_step=60", *cell.overrides])
-        for cell in ablation.cells(recipe)
-    ]
-    taught = [cell for cell in trained if cell.momentum]
-    found = [(cell.momentum, cell.alpha, cell.queue_size, cell.momentum_start_step) for cell in taught]
-    assert found == [(0.9, 0, 512, 60)] * 2 + [(0.9, 0.3, 512, 60)] * 2
+def _taught(*recipe: str) -> list[tuple[float, float, int]]:
+    """Momentum, alpha and the teacher's start of the cells that have one, as they are trained."""
+    config = CONFIGS / "spoken_shapes.yaml"
+    cells = ablation.cells(load_arguments(config, list(recipe)))
+    trained = [load_arguments(config, [*recipe, *cell.overrides]) for cell in cells]
+    return [(cell.momentum, cell.alpha, cell.momentum_start_step) for cell in trained if cell.momentum is not None]
+
+
+def test_cells_with_a_teacher_have_that_of_the_recipe():
+    taught = _taught("momentum=0.9", "momentum_start_step=60", "alpha=0.3")
+    assert taught == [(0.9, 0, 60)] * 2 + [(0.9, 0.3, 60)] * 2
+
+
+def test_a_recipe_without_a_teacher_gets_one_after_all_else_has_started():
+    taught = _taught("group_start_step=400", "matching_start_step=600")
+    assert taught == [(0.995, 0, 600)] * 2 + [(0.995, 0.4, 600)] * 2
 
 
 class FakeTraining:
