@@ -41,7 +41,8 @@ def build_optimizers(arguments: TrainingArguments, model: SpeechImageRetrievalMo
         torch.optim.AdamW(settings(False, arguments.learning_rate), betas=(0.9, arguments.adam_beta2), fused=True)
     ]
     if matrices:
-        optimizers.append(Muon(settings(True, arguments.muon_learning_rate)))
+        bfloat16 = arguments.mixed_precision != "no"
+        optimizers.append(Muon(settings(True, arguments.muon_learning_rate), bfloat16=bfloat16))
     return optimizers
 
 

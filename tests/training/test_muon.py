@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from speech_image_retrieval.training import muon
 from speech_image_retrieval.training.muon import Muon, orthogonalized
 
 SHAPES = [(8, 8), (8, 8), (8, 20), (20, 8), (20, 8), (20, 8)]
@@ -42,11 +43,24 @@ def test_a_matrix_without_a_gradient_stays():
     assert torch.equal(second, before)
 
 
+def test_in_full_precision_no_device_rounds_to_bfloat16(monkeypatch):
+    moved = []
+    for native in (False, True):
+        monkeypatch.setattr(muon, "has_native_bfloat16", lambda device, native=native: native)
+        parameters = matrices()
+        for parameter in parameters:
+            parameter.grad = parameter.detach().clone()
+        Muon(parameters, lr=0.01, bfloat16=False).step()
+        moved.append(parameters)
+    assert all(map(torch.equal, *moved))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(5, 12), (12, 5), (7, 7)])
-def test_orthogonalized_keeps_the_singular_vectors_and_evens_out_the_values(shape):
+def test_orthogonalized_keeps_the_singular_vectors_and_evens_out_the_values(shape, dtype):
     matrix = torch.randn(2, *shape, generator=torch.Generator().manual_seed(2))
     left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-    turned = left.mT @ orthogonalized(matrix * 1000).float() @ right.mT
+    turned = left.mT @ orthogonalized((matrix * 1000).to(dtype)).float() @ right.mT
     evened = turned.diagonal(dim1=1, dim2=2)
     assert (turned - torch.diag_embed(evened)).abs().max() < 0.05
     assert evened.min() > 0.5 and evened.max() < 1.4, values

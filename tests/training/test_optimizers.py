@@ -42,6 +42,13 @@ def test_the_optimizer_holds_every_trained_parameter_once_at_its_rate(make_argum
         assert settings[id(part)] == (torch.optim.AdamW, rate, rate, 0.1 if part.ndim > 1 else 0.0), name
 
 
+@pytest.mark.parametrize(("mixed_precision", "bfloat16"), [("no", False), ("bf16", True), ("auto", True)])
+def test_muon_is_as_precise_as_the_run(make_arguments, tmp_path, mixed_precision, bfloat16):
+    arguments = make_arguments(tmp_path, muon_learning_rate=0.02, mixed_precision=mixed_precision)
+    _, muon = build_optimizers(arguments, build_model(arguments, CPU))
+    assert muon.bfloat16 == bfloat16
+
+
 def test_muon_takes_the_matrices_inside_layers_and_nothing_else(make_arguments, tmp_path):
     arguments = make_arguments(tmp_path, trainable_speech_layers=1, muon_learning_rate=0.02, weight_decay=0.1)
     model = build_model(arguments, CPU)
