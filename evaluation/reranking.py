@@ -9,7 +9,7 @@ and all pairs of both directions are scored together, each once, instead of one 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, get_args
 
@@ -60,6 +60,10 @@ class Matched:
     logits: Tensor
     by_speech: Tensor
     by_image: Tensor
+
+    def scaled(self, matching_scale: float) -> Matched:
+        """The same with other matching logits, see :mod:`.calibration`."""
+        return replace(self, logits=self.logits * matching_scale)
 
     def reranked(self, score_rule: ScoreRule, temperature: float) -> Reranked:
         """The order that a rule gives; `temperature` is read only for "sim+sic"."""

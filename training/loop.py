@@ -35,7 +35,7 @@ from .optimizers import build_optimizers, learning_rate_factor
 from .policies import keep_frozen_in_evaluation
 from .precision import resolve_precision
 from .record import describe, training_record
-from .run_model import Publish, RunModel, Score
+from .run_model import Publish, RunModel, Score, Validation
 from .setup import (
     build_model,
     build_objective,
@@ -327,10 +327,11 @@ class Trainer:
 
     def _validate(self) -> Score:
         """Measure recall on the validation split; the best model so far is exported. Returns the best's score."""
-        report, score = self.run_model.validate(self.objective.model, self.validation, self._matching_trained)
-        return self._in_main_process(lambda: self._kept(report, score))
+        validation = self.run_model.validate(self.objective.model, self.validation, self._matching_trained)
+        return self._in_main_process(lambda: self._kept(validation))
 
-    def _kept(self, report: dict[str, Any], score: Score) -> Score:
+    def _kept(self, validation: Validation) -> Score:
+        report, score = validation.report, validation.score
         values = {
             f"validation/{direction.replace('_', ' ')}, {stage}": report[direction][stage]["R@1"]
             for direction in ("speech_to_image", "image_to_speech")
@@ -341,7 +342,7 @@ class Trainer:
         self.console.print(f"step {self.step}, epoch {self.epoch}: validation mean R@1 {means}")
         if self.best is not None and score < tuple(self.best):
             return self.best
-        self.run_model.export(self.objective.model, report, self._record())
+        self.run_model.export(self.objective.model, validation, self._record())
         return score
 
     def _record(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -13,8 +13,13 @@ from datasets import Dataset, DatasetDict
 from rich.console import Console
 
 from ..evaluation import evaluate_retrieval, format_report
+from ..evaluation.calibration import fit_matching_scale
 from ..evaluation.model_identity import model_identity
+from ..evaluation.protocol import measure, report_of
+from ..evaluation.ranking import coarse_scores, match_gallery, ranked_gallery
+from ..evaluation.reranking import sic_temperature
 from ..evaluation.sharing import shared_between_processes
+from ..evaluation.split import encode_split
 from ..evaluation.standard_pools import corpus_name
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
 from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
@@ -27,6 +32,19 @@ Publish = Callable[[Path, Mapping[str, Any]], Any]
 Score = tuple[bool, float]
 """Whether the multimodal encoder was trained, and the validation mean R@1. A model whose was is better than any whose
 was not, whatever the coarse recall."""
+
+
+class Validation(NamedTuple):
+    """A model as it is while it learns, measured on the validation split.
+
+    Attributes:
+        report: of the model with its matching logits scaled, as it is exported.
+        matching_scale: see :func:`..evaluation.calibration.fit_matching_scale`; 1 if nothing was re-ranked.
+    """
+
+    report: dict[str, Any]
+    score: Score
+    matching_scale: float
 
 
 class RunModel:
@@ -53,26 +71,46 @@ class RunModel:
         self._output_dir = Path(arguments.output_dir)
         self.folder = self._output_dir / "model"
 
-    def validate(
-        self, model: SpeechImageRetrievalModel, rows: Dataset | FeatureRows, matching: bool
-    ) -> tuple[dict[str, Any], Score]:
-        """The report on the validation split, and its score. For all processes.
+    def validate(self, model: SpeechImageRetrievalModel, rows: Dataset | FeatureRows, matching: bool) -> Validation:
+        """Measure the validation split, and fit on it how much a matching logit counts. For all processes.
 
         Args:
             matching: whether the multimodal encoder was trained, and re-ranks.
         """
-        top_k = self._arguments.validation_rerank_top_k
-        report = self._evaluate(model, "validation", rows, top_k if matching else 0)
-        stage = "reranked" if "reranked" in report["mean_r1"] else "coarse"
-        return report, (stage == "reranked", report["mean_r1"][stage])
+        arguments, corpus = self._arguments, corpus_name(self._arguments.corpus)
+        top_k = arguments.validation_rerank_top_k if matching else 0
+        matched, matching_scale, temperature = None, 1.0, sic_temperature(model, None)
+        with shared_between_processes():
+            encoded = encode_split(
+                model,
+                FeatureProcessor(self._processor),
+                rows,
+                name=f"{corpus}, split 'validation'",
+                keep_states=top_k > 0,
+                batch_size=arguments.evaluation_batch_size,
+            )
+            if top_k:
+                matched = match_gallery(model, encoded.speech, encoded.images, top_k)
+                matching_scale = fit_matching_scale(matched, encoded.image_of_caption, temperature)
+                matched = matched.scaled(matching_scale)
+        ranked = ranked_gallery(
+            coarse_scores(encoded.speech, encoded.images),
+            encoded.image_of_caption,
+            matched,
+            arguments.score_rule,
+            temperature if matched and arguments.score_rule == "sim+sic" else None,
+        )
+        report = report_of([measure(ranked)], corpus=corpus, split="validation", score_rule=arguments.score_rule)
+        stage = "reranked" if matched else "coarse"
+        return Validation(report, (stage == "reranked", report["mean_r1"][stage]), matching_scale)
 
-    def export(self, model: SpeechImageRetrievalModel, report: dict[str, Any], record: dict[str, Any]) -> None:
+    def export(self, model: SpeechImageRetrievalModel, validation: Validation, record: dict[str, Any]) -> None:
         """Replace the folder by this model, with its figures until the test splits are measured, and what is known of
         its training."""
-        export_model(model, self._processor, self.folder)
+        export_model(model, self._processor, self.folder, validation.matching_scale)
         exported = SpeechImageRetrievalModel.from_pretrained(self.folder)  # without LoRA, as whoever loads it has it
-        report["protocol"]["checkpoint"] = self._checkpoint(exported)
-        _write_json(report, self.folder / "evaluation.json")
+        validation.report["protocol"]["checkpoint"] = self._checkpoint(exported)
+        _write_json(validation.report, self.folder / "evaluation.json")
         _write_json(record, self.folder / "training.json")
 
     def publish_so_far(self, step: int) -> None:
@@ -121,7 +159,7 @@ class RunModel:
         return {"name": self.folder.name, "fingerprint": model_identity(model, processor)}
 
     def _evaluate(
-        self, model: SpeechImageRetrievalModel, split: str, rows: Dataset | FeatureRows, rerank_top_k: int
+        self, model: SpeechImageRetrievalModel, split: str, rows: Dataset, rerank_top_k: int
     ) -> dict[str, Any]:
         with shared_between_processes():
             return evaluate_retrieval(  # in full precision, as `sir evaluate` measures it
@@ -140,4 +178,4 @@ def _write_json(content: dict[str, Any], path: Path) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-__all__ = ["Publish", "RunModel", "Score"]
+__all__ = ["Publish", "RunModel", "Score", "Validation"]

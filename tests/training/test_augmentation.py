@@ -388,9 +388,10 @@ def test_validation_and_test_are_never_augmented(make_arguments, tmp_path, monke
     monkeypatch.setattr(ImageAugmentation, "__call__", refuse)
     with pytest.raises(RuntimeError, match="augmented"):
         trainer.examples[0]
-    for split, rows in (("validation", trainer.validation), ("test", trainer.corpus["test"])):
-        report = trainer.run_model._evaluate(trainer.objective.model, split, rows, 2)
-        assert report == plain.run_model._evaluate(plain.objective.model, split, rows, 2)
+    validations = [one.run_model.validate(one.objective.model, one.validation, True) for one in (trainer, plain)]
+    assert validations[0] == validations[1]
+    tests = [one.run_model._evaluate(one.objective.model, "test", one.corpus["test"], 2) for one in (trainer, plain)]
+    assert tests[0] == tests[1]
 
 
 @pytest.mark.parametrize(("side", "other", "needs"), [("speech", "image", "waveforms"), ("image", "speech", "pixels")])

@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from speech_image_retrieval.corpora.schema import CorpusError
+from speech_image_retrieval.evaluation import evaluate_retrieval
+from speech_image_retrieval.modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
 from speech_image_retrieval.training import checkpoint as checkpoint_module
 from speech_image_retrieval.training.arguments import ArgumentError, save_arguments
 from speech_image_retrieval.training.checkpoint import latest_checkpoint
@@ -222,6 +224,33 @@ def test_a_checkpoint_due_at_the_end_of_an_epoch_is_written(make_arguments, tmp_
 def test_without_sim_nothing_is_reranked(make_arguments, tmp_path):
     report = Trainer(make_arguments(tmp_path, matching_weight=0.0, max_steps=2)).run()
     assert set(report["mean_r1"]) == {"coarse"}
+
+
+def test_the_exported_model_ranks_as_validation_said_with_the_scale_of_matching_that_was_fitted(
+    make_arguments, tmp_path
+):
+    trainer = Trainer(make_arguments(tmp_path, score_rule="sim+sic", validation_rerank_top_k=32))
+    trainer.output_dir.mkdir(exist_ok=True)
+    with torch.no_grad():  # so sure that it drowns the similarity unless it is scaled
+        trainer.objective.model.matching_head.weight.mul_(1000)
+        trainer.objective.model.matching_head.bias.fill_(1.0)
+    validation = trainer.run_model.validate(trainer.objective.model, trainer.validation, matching=True)
+    trainer.run_model.export(trainer.objective.model, validation, {})
+    model = SpeechImageRetrievalModel.from_pretrained(trainer.run_model.folder)
+    scaled = trainer.objective.model.matching_head.weight * validation.matching_scale
+    assert torch.equal(model.matching_head.weight, scaled)
+    assert model.matching_head.bias.item() == pytest.approx(validation.matching_scale)
+    assert validation.matching_scale < 0.5
+    report = evaluate_retrieval(
+        model,
+        trainer.processor,
+        trainer.corpus["validation"],
+        corpus=validation.report["protocol"]["corpus"],
+        split="validation",
+        score_rule="sim+sic",
+    )
+    report["protocol"]["checkpoint"] = validation.report["protocol"]["checkpoint"]
+    assert report == validation.report
 
 
 def test_frozen_parts_stay_and_the_others_move(make_arguments, tmp_path):
