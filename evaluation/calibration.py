@@ -1,9 +1,8 @@
-"""How much a matching logit counts beside the contrastive similarity: fitted, since the two are trained by losses that
-see different pairs.
+"""How much the similarity counts beside the matching logit, where "sim+sic" adds the two.
 
-SIM learns from one hard negative a pair, SIC from the whole batch and queue: on the same candidates their logits are
-not equally sure. Temperature scaling (Guo et al. 2017, arXiv 1706.04599) mends that for one classifier with one
-number; here are two, whose logits "sim+sic" adds, and what matters is the ratio of their scales.
+SIC and SIM are trained by different losses on different pairs, so that the two logits are neither equally sure nor do
+they know different things. Temperature scaling (Guo et al. 2017, arXiv 1706.04599) fits one number for the logits of
+one classifier; here are two numbers, of which only the ratio changes an order.
 """
 
 from __future__ import annotations
@@ -13,57 +12,59 @@ from torch import Tensor
 
 from .reranking import Matched
 
-_PRIOR = 1e-3  # pulls both scales to 1 where the data says nothing: candidates that are all right, or logits of noise
 
+def fit_rerank_temperature(matched: Matched, image_of_caption: Tensor, temperature: float) -> float:
+    """The `temperature` of "sim+sic" that makes the right candidates most likely.
 
-def fit_matching_scale(matched: Matched, image_of_caption: Tensor, temperature: float) -> float:
-    """What to multiply matching logits by before the similarity divided by `temperature` is added.
-
-    The most likely scales a of the similarities and b of the matching logits are sought, where the probability of a
-    candidate among those of its query is the softmax of `a * similarity / temperature + b * logit`, over both
-    directions; their ratio b / a is returned. Fitting b alone would not do: it would also make up for similarities
-    that are as a whole too sure or not sure enough, which says nothing about the order.
+    The probability of a candidate among those of its query is taken to be the softmax of `a * similarity / temperature
+    + b * matching logit`. The most likely a and b over the queries of both directions are sought, each with the prior
+    that its logarithm is normally distributed around 0 with deviation 1: it keeps them finite where matching is always
+    right or says nothing. Fitting b alone would not do, because it would also make up for similarities that are as a
+    whole too sure or not sure enough, which says nothing about the order.
 
     Args:
-        matched: of a split that the model was not trained on, and whose figures nobody reports.
+        matched: of a split that the model was not trained on.
         image_of_caption: (captions,) the place of each caption's picture.
+        temperature: that SIC learned.
 
     Returns:
-        A positive number. Queries whose candidates are all wrong say nothing; if there are no others, 1.
+        `temperature * b / a`. Queries whose candidates are all wrong say nothing; without others it is `temperature`.
+
+    Raises:
+        ValueError: a score is infinite.
     """
-    coarse, logits = matched.coarse.double() / temperature, matched.logits.double()
-    relevant = image_of_caption.unsqueeze(1) == torch.arange(coarse.shape[1])
+    relevant = image_of_caption.unsqueeze(1) == torch.arange(matched.coarse.shape[1])
     directions = [
-        _gathered(coarse, logits, relevant, matched.by_speech),
-        _gathered(coarse.T, logits.T, relevant.T, matched.by_image),
+        _of_candidates(matched.coarse, matched.logits, relevant, matched.by_speech),
+        _of_candidates(matched.coarse.T, matched.logits.T, relevant.T, matched.by_image),
     ]
+    if not all(coarse.isfinite().all() and logits.isfinite().all() for coarse, logits, _ in directions):
+        raise ValueError("a similarity or matching logit of the validation split is infinite: the model diverged")
     log_scales = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([log_scales], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        total = _PRIOR * log_scales.square().sum()
-        for of_candidates in directions:
-            total = total + _negative_log_likelihood(*of_candidates, log_scales.exp())
+        total = log_scales.square().sum() / 2
+        for coarse, logits, right in directions:
+            of_similarity, of_matching = log_scales.exp()
+            scores = of_similarity * coarse / temperature + of_matching * logits
+            likely = scores.masked_fill(~right, -torch.inf).logsumexp(1) - scores.logsumexp(1)  # any right one will do
+            total = total - likely.sum()
         total.backward()
         return total
 
     optimizer.step(loss)
     of_similarity, of_matching = log_scales.detach()
-    return (of_matching - of_similarity).exp().item()
+    return temperature * (of_matching - of_similarity).exp().item()
 
 
-def _gathered(coarse: Tensor, logits: Tensor, relevant: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(queries, k) each: what is known of the candidates of the queries that have a right one."""
+def _of_candidates(
+    coarse: Tensor, logits: Tensor, relevant: Tensor, candidates: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(queries, k) each, of queries with a right candidate: similarities, matching logits, and which are right."""
     found = (candidates & relevant).any(dim=1)
     shape = (int(found.sum()), int(candidates[0].sum()))
-    coarse, logits, relevant = (of[found][candidates[found]].view(shape) for of in (coarse, logits, relevant))
-    return coarse, logits, relevant
-
-
-def _negative_log_likelihood(coarse: Tensor, logits: Tensor, relevant: Tensor, scales: Tensor) -> Tensor:
-    """Mean over the queries; any right candidate will do, as in R@k."""
-    if len(coarse) == 0:
-        return scales.sum() * 0
-    scores = scales[0] * coarse + scales[1] * logits
-    return (scores.logsumexp(1) - scores.masked_fill(~relevant, -torch.inf).logsumexp(1)).mean()
+    chosen = candidates & found.unsqueeze(1)
+    coarse, logits, relevant = (of[chosen].view(shape) for of in (coarse, logits, relevant))
+    return coarse.double(), logits.double(), relevant

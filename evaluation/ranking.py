@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .embedding import EncodedImages, EncodedSpeech
 from .intervals import RankedQueries
 from .recall import ranks_of_relevant
-from .reranking import Direction, Matched, ScoreRule, match_candidates, sic_temperature
+from .reranking import Direction, Matched, ScoreRule, match_candidates, rerank_temperature
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def rank_gallery(
     coarse = coarse_scores(speech, images)
     if rerank_top_k == 0:
         return ranked_gallery(coarse, image_of_caption, None, score_rule, None)
-    temperature = sic_temperature(model, temperature) if score_rule == "sim+sic" else None
+    temperature = rerank_temperature(model, temperature) if score_rule == "sim+sic" else None
     matched = match_gallery(model, speech, images, rerank_top_k, pairs_per_batch=pairs_per_batch, progress=progress)
     return ranked_gallery(coarse, image_of_caption, matched, score_rule, temperature)
 

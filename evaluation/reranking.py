@@ -9,7 +9,7 @@ and all pairs of both directions are scored together, each once, instead of one 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, get_args
 
@@ -61,10 +61,6 @@ class Matched:
     by_speech: Tensor
     by_image: Tensor
 
-    def scaled(self, matching_scale: float) -> Matched:
-        """The same with other matching logits, see :mod:`.calibration`."""
-        return replace(self, logits=self.logits * matching_scale)
-
     def reranked(self, score_rule: ScoreRule, temperature: float) -> Reranked:
         """The order that a rule gives; `temperature` is read only for "sim+sic"."""
         fine = self.logits + self.coarse / temperature if score_rule == "sim+sic" else self.logits
@@ -95,16 +91,16 @@ def rerank(
         image_states: (images, tokens, width).
         top_k: candidates per query; a smaller gallery is re-ranked whole.
         score_rule: what orders the re-ranked candidates. "sim": the matching logit alone (ALBEF, FaST-VGS).
-            "sim+sic": the matching logit plus the coarse similarity divided by `temperature`, the two logits that
-            training fitted (BLIP and LAVIS add the plain cosine: a temperature of 1).
-        temperature: for "sim+sic"; None takes the one that the model learned, `model.temperature`.
+            "sim+sic": the matching logit plus the coarse similarity divided by `temperature` (BLIP and LAVIS add the
+            plain cosine: a temperature of 1).
+        temperature: for "sim+sic"; None takes the one that validation fitted, `model.rerank_temperature`.
         pairs_per_batch: pairs in one call of `model.match`; on a CPU more fall out of its caches.
 
     Raises:
         ValueError: a coarse similarity or a matching logit is NaN, or an argument is out of range.
     """
     check_score_rule(score_rule)
-    temperature = sic_temperature(model, temperature) if score_rule == "sim+sic" else 1.0
+    temperature = rerank_temperature(model, temperature) if score_rule == "sim+sic" else 1.0
     matched = match_candidates(
         model, coarse, speech_states, image_states, top_k, pairs_per_batch=pairs_per_batch, progress=progress
     )
@@ -139,9 +135,9 @@ def check_score_rule(score_rule: str) -> None:
         raise ValueError(f"score_rule must be 'sim' or 'sim+sic', not {score_rule!r}")
 
 
-def sic_temperature(model: nn.Module, temperature: float | None) -> float:
-    """The temperature of "sim+sic": the one given, else the one that the model learned."""
-    temperature = model.temperature.item() if temperature is None else temperature
+def rerank_temperature(model: nn.Module, temperature: float | None) -> float:
+    """The temperature of "sim+sic": the one given, else the model's."""
+    temperature = model.rerank_temperature if temperature is None else temperature
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
     return temperature

@@ -81,7 +81,7 @@ def _component(graph: Graph, int8: bool) -> ExportedComponent:
 
 def _served_config(model: SpeechImageRetrievalModel) -> SpeechImageRetrievalConfig:
     config = copy.deepcopy(model.config)
-    config.temperature = model.temperature.item()
+    config.temperature, config.rerank_temperature = model.temperature.item(), model.rerank_temperature
     for name in ("auto_map", "custom_pipelines"):  # name code that loads weights, of which there are none
         vars(config).pop(name, None)
     return config

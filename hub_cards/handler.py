@@ -124,11 +124,11 @@ class EndpointHandler:
         ]
 
     def _logit(self, answer: Mapping[str, Any], score_rule: str) -> float:
-        """What the answer was ordered by, as the loss that trained it reads it."""
-        similarity = answer["score"] / self._pipe.model.temperature.item()
+        """What the answer was ordered by, as a loss reads it."""
+        similarity, model = answer["score"], self._pipe.model
         if answer["match"] is None:
-            return similarity
-        return answer["match"] + (similarity if score_rule == "sim+sic" else 0)
+            return similarity / model.temperature.item()
+        return answer["match"] + (similarity / model.rerank_temperature if score_rule == "sim+sic" else 0)
 
     def _embed(self, medium: Any) -> list[float]:
         return self._pipe.encode([medium], keep_states=False).embeddings[0].tolist()

@@ -63,6 +63,8 @@ class SpeechImageRetrievalConfig(PreTrainedConfig):
         multimodal_config: shape of the speech transformer and of the multimodal encoder.
         projection_dim: width of the embeddings that are compared by cosine similarity.
         temperature: initial value of the learnable temperature that divides the cosine similarities.
+        rerank_temperature: what similarities are divided by where they are added to matching logits, see
+            [`SpeechImageRetrievalModel.rerank_temperature`]. None for the learned temperature.
         speech_pooling: how many consecutive backbone frames are averaged into one speech token.
         speech_layers: which hidden states of the speech backbone enter the weighted sum: 0 is the input of its first
             layer, k the output of its k-th. None for all.
@@ -80,6 +82,7 @@ class SpeechImageRetrievalConfig(PreTrainedConfig):
     num_query_tokens: int = 32
     projection_dim: int = 256
     temperature: float | int = 0.07
+    rerank_temperature: float | int | None = None
     speech_pooling: int = 1
     speech_layers: list[int] | None = None
     vision_feature_layer: int | None = None
@@ -101,6 +104,8 @@ class SpeechImageRetrievalConfig(PreTrainedConfig):
             )
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, not {self.temperature}")
+        if self.rerank_temperature is not None and self.rerank_temperature <= 0:
+            raise ValueError(f"rerank_temperature must be positive, not {self.rerank_temperature}")
 
 
 __all__ = ["SpeechImageMultimodalConfig", "SpeechImageRetrievalConfig"]

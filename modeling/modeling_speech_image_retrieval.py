@@ -207,6 +207,13 @@ class SpeechImageRetrievalModel(SpeechImageRetrievalPreTrainedModel):
         """The learned temperature, a float32 scalar."""
         return torch.exp(-self.logit_scale.float())
 
+    @property
+    def rerank_temperature(self) -> float:
+        """What the similarity is divided by where it is added to the matching logit (`score_rule="sim+sic"`): the one
+        in the configuration, which training fits on its validation split, or else the learned temperature."""
+        fitted = self.config.rerank_temperature
+        return self.temperature.item() if fitted is None else float(fitted)
+
     @torch.no_grad()
     def clamp_temperature(self, low: float = 0.001, high: float = 0.5) -> None:
         """Keep the temperature in ALBEF's range; training calls this after each step."""

@@ -59,7 +59,7 @@ class SpeechImageRetrievalPipeline(Pipeline):
             rerank_top_k: the most similar candidates that the multimodal encoder re-orders; 32 if not given, 0 for
                 none.
             score_rule: what re-orders them, "sim" (the matching logit) or "sim+sic" (with the similarity divided by
-                the temperature added). That of the gallery if not given, for candidates "sim".
+                the model's `rerank_temperature` added). That of the gallery if not given, for candidates "sim".
             sampling_rate: of arrays that come without one, in Hz.
 
         Returns:
@@ -204,7 +204,7 @@ class SpeechImageRetrievalPipeline(Pipeline):
         order = coarse.argsort(dim=1, descending=True, stable=True)
         reranked = order[:, :rerank_top_k]
         match = self._match(queries, gallery, reranked) if rerank_top_k else torch.empty(len(order), 0)
-        added = coarse.gather(1, reranked) / self.model.temperature.item() if rule == "sim+sic" else 0
+        added = coarse.gather(1, reranked) / self.model.rerank_temperature if rule == "sim+sic" else 0
         by_fine = (match + added).argsort(dim=1, descending=True, stable=True)
         others = torch.arange(reranked.shape[1], order.shape[1]).expand(len(order), -1)
         return [

@@ -5,7 +5,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
 from speech_image_retrieval.cli import evaluate as evaluate_command
 from speech_image_retrieval.corpora.schema import save_corpus, split_from_rows
 
@@ -17,7 +16,7 @@ class OddOrEven(DigitModel):
     """Its matching score is right on pictures whose first digit is even, and wrong on odd ones; its similarity is the
     same on both, and drowns the matching score where they are added."""
 
-    temperature = torch.tensor(0.001)
+    rerank_temperature = 0.001
 
     def __init__(self):
         super().__init__()

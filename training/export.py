@@ -28,12 +28,7 @@ _CUSTOM_PIPELINES = {
 }
 
 
-def export_model(
-    model: SpeechImageRetrievalModel,
-    processor: SpeechImageRetrievalProcessor,
-    directory: Path,
-    matching_scale: float = 1.0,
-) -> None:
+def export_model(model: SpeechImageRetrievalModel, processor: SpeechImageRetrievalProcessor, directory: Path) -> None:
     """Write weights (safetensors), configuration, processor, and the code of all three, of the pipeline and of what
     checks uploads for it; no training state.
 
@@ -41,10 +36,6 @@ def export_model(
     `speech_adapter/` and `vision_adapter/` load onto the backbones that training began with.
 
     The folder is replaced as a whole, so an interrupted export leaves the old one.
-
-    Args:
-        matching_scale: matching logits of the written model are those of this one times this number, see
-            :func:`..evaluation.calibration.fit_matching_scale`.
     """
     # The registration makes every save_pretrained of the process copy code, but only exports should matter.
     SpeechImageRetrievalConfig.register_for_auto_class()
@@ -53,10 +44,7 @@ def export_model(
     partial = directory.with_name(f".partial-{directory.name}")
     shutil.rmtree(partial, ignore_errors=True)
     model.config.custom_pipelines = _CUSTOM_PIPELINES
-    state = merged_state_dict(model)
-    for name in ("matching_head.weight", "matching_head.bias"):
-        state[name] = state[name] * matching_scale
-    model.save_pretrained(partial, state_dict=state)
+    model.save_pretrained(partial, state_dict=merged_state_dict(model))
     for backbone, name in ((model.speech_backbone, "speech_adapter"), (model.vision_backbone, "vision_adapter")):
         if hasattr(backbone, "peft_config"):
             _save_adapter(backbone, partial / name)

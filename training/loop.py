@@ -337,6 +337,8 @@ class Trainer:
             for direction in ("speech_to_image", "image_to_speech")
             for stage in report["mean_r1"]
         }
+        if validation.rerank_temperature is not None:
+            values["rerank_temperature"] = validation.rerank_temperature
         self.log.write(self.step, values)
         means = ", ".join(f"{stage} {value:.1f}" for stage, value in report["mean_r1"].items())
         self.console.print(f"step {self.step}, epoch {self.epoch}: validation mean R@1 {means}")

@@ -13,11 +13,10 @@ from datasets import Dataset, DatasetDict
 from rich.console import Console
 
 from ..evaluation import evaluate_retrieval, format_report
-from ..evaluation.calibration import fit_matching_scale
+from ..evaluation.calibration import fit_rerank_temperature
 from ..evaluation.model_identity import model_identity
 from ..evaluation.protocol import measure, report_of
 from ..evaluation.ranking import coarse_scores, match_gallery, ranked_gallery
-from ..evaluation.reranking import sic_temperature
 from ..evaluation.sharing import shared_between_processes
 from ..evaluation.split import encode_split
 from ..evaluation.standard_pools import corpus_name
@@ -38,13 +37,12 @@ class Validation(NamedTuple):
     """A model as it is while it learns, measured on the validation split.
 
     Attributes:
-        report: of the model with its matching logits scaled, as it is exported.
-        matching_scale: see :func:`..evaluation.calibration.fit_matching_scale`; 1 if nothing was re-ranked.
+        rerank_temperature: fitted on the split, and what its report re-ranks with; None if nothing was re-ranked.
     """
 
     report: dict[str, Any]
     score: Score
-    matching_scale: float
+    rerank_temperature: float | None
 
 
 class RunModel:
@@ -72,14 +70,14 @@ class RunModel:
         self.folder = self._output_dir / "model"
 
     def validate(self, model: SpeechImageRetrievalModel, rows: Dataset | FeatureRows, matching: bool) -> Validation:
-        """Measure the validation split, and fit on it how much a matching logit counts. For all processes.
+        """Measure the validation split, and fit on it what "sim+sic" divides similarities by. For all processes.
 
         Args:
             matching: whether the multimodal encoder was trained, and re-ranks.
         """
         arguments, corpus = self._arguments, corpus_name(self._arguments.corpus)
         top_k = arguments.validation_rerank_top_k if matching else 0
-        matched, matching_scale, temperature = None, 1.0, sic_temperature(model, None)
+        matched, temperature = None, None
         with shared_between_processes():
             encoded = encode_split(
                 model,
@@ -91,23 +89,23 @@ class RunModel:
             )
             if top_k:
                 matched = match_gallery(model, encoded.speech, encoded.images, top_k)
-                matching_scale = fit_matching_scale(matched, encoded.image_of_caption, temperature)
-                matched = matched.scaled(matching_scale)
+                temperature = fit_rerank_temperature(matched, encoded.image_of_caption, model.temperature.item())
         ranked = ranked_gallery(
             coarse_scores(encoded.speech, encoded.images),
             encoded.image_of_caption,
             matched,
             arguments.score_rule,
-            temperature if matched and arguments.score_rule == "sim+sic" else None,
+            temperature if arguments.score_rule == "sim+sic" else None,
         )
         report = report_of([measure(ranked)], corpus=corpus, split="validation", score_rule=arguments.score_rule)
         stage = "reranked" if matched else "coarse"
-        return Validation(report, (stage == "reranked", report["mean_r1"][stage]), matching_scale)
+        return Validation(report, (stage == "reranked", report["mean_r1"][stage]), temperature)
 
     def export(self, model: SpeechImageRetrievalModel, validation: Validation, record: dict[str, Any]) -> None:
         """Replace the folder by this model, with its figures until the test splits are measured, and what is known of
         its training."""
-        export_model(model, self._processor, self.folder, validation.matching_scale)
+        model.config.rerank_temperature = validation.rerank_temperature
+        export_model(model, self._processor, self.folder)
         exported = SpeechImageRetrievalModel.from_pretrained(self.folder)  # without LoRA, as whoever loads it has it
         validation.report["protocol"]["checkpoint"] = self._checkpoint(exported)
         _write_json(validation.report, self.folder / "evaluation.json")

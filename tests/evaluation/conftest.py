@@ -38,7 +38,7 @@ class DigitModel(nn.Module):
 
     device = torch.device("cpu")
     dtype = torch.float32
-    temperature = torch.tensor(0.125)
+    rerank_temperature = 0.125
 
     def __init__(self):
         super().__init__()

@@ -70,7 +70,7 @@ def test_top_k_is_clamped_to_each_gallery(model, processor, rows):
 def test_the_sum_of_scores_takes_the_models_temperature_and_reports_it(model, processor, rows):
     options = {**NAMES, "rerank_top_k": 6, "score_rule": "sim+sic"}
     learned, plain = (evaluate_retrieval(model, processor, rows, **options, temperature=t) for t in (None, 1.0))
-    assert learned["protocol"]["temperature"] == model.temperature.item() == 0.125
+    assert learned["protocol"]["temperature"] == model.rerank_temperature == 0.125
     assert plain["protocol"]["temperature"] == 1
     assert learned == evaluate_retrieval(model, processor, rows, **options, temperature=0.125)
     assert learned["mean_r1"]["reranked"] != plain["mean_r1"]["reranked"]

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from speech_image_retrieval.evaluation import evaluate_retrieval
 from speech_image_retrieval.evaluation.score_rule import choose_score_rule
 
@@ -11,7 +10,7 @@ from .conftest import DigitModel, PerfectMatcher
 class Adversary(DigitModel):
     """Its matching score is always wrong, and small beside the similarity."""
 
-    temperature = torch.tensor(0.001)
+    rerank_temperature = 0.001
 
     def match(self, speech_states, speech_mask, image_states, image_rows, speech_rows):
         image_states, speech_states = image_states[image_rows], speech_states[speech_rows]
@@ -19,7 +18,7 @@ class Adversary(DigitModel):
 
 
 class SurePerfectMatcher(PerfectMatcher):
-    temperature = torch.tensor(0.001)
+    rerank_temperature = 0.001
 
 
 @pytest.mark.parametrize(("model", "better"), [(SurePerfectMatcher(), "sim"), (Adversary(), "sim+sic")])

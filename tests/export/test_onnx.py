@@ -126,7 +126,7 @@ def test_the_documented_code_serves_the_folder_without_torch(exported, tmp_path)
         logits = model.match(*states, image_rows=best, speech_rows=torch.zeros_like(best))
     similarities, scores = json.loads(done.stdout.splitlines()[-1])
     assert similarities == pytest.approx(similarity.tolist(), abs=1e-4)
-    assert scores == pytest.approx((logits + similarity / model.temperature).tolist(), abs=1e-3)
+    assert scores == pytest.approx((logits + similarity / model.rerank_temperature).tolist(), abs=1e-3)
 
 
 def test_transformers_reads_the_folder(exported, speak):
@@ -143,6 +143,7 @@ def test_the_learned_temperature_is_in_the_configuration(tmp_path, monkeypatch):
     export_onnx(model, tiny_processor(), tmp_path / "onnx")
     written = json.loads((tmp_path / "onnx" / "config.json").read_text())
     assert written["temperature"] == pytest.approx(model.temperature.item())
+    assert written["rerank_temperature"] == model.rerank_temperature
 
 
 def test_a_recording_that_was_split_is_refused(exported, speak):

@@ -93,6 +93,8 @@ def test_scores_are_what_clients_of_classification_ask_for(endpoint: Endpoint, p
     assert endpoint.ask(audio, **{**nothing, "top_k": 3}) == (200, usual)
     assert len(endpoint.ask(audio, **nothing)[1]) == 5
     logits = torch.tensor([row["score"] for row in endpoint.ask(audio, top_k=100, function_to_apply="none")[1]])
+    reranked = [answer for answer in published.pipe(media.recordings[0], top_k=100) if answer["match"] is not None]
+    assert logits.tolist() == pytest.approx([answer["match"] + answer["score"] / 0.3 for answer in reranked], abs=1e-3)
     for function, expected in (("softmax", logits.softmax(0)), ("sigmoid", logits.sigmoid())):
         status, answer = endpoint.ask(audio, top_k=3, function_to_apply=function)
         assert status == 200 and [row["label"] for row in answer] == [row["label"] for row in usual]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,16 @@ def test_tensors_that_a_checkpoint_lacks_are_initialised(tmp_path):
     assert torch.equal(loaded.speech_layer_weights, torch.zeros(3))
     for token in (loaded.speech_cls, loaded.image_cls):
         assert 0.02 < token.std() < 0.5  # initializer_range 0.1, 16 draws
+
+
+def test_the_temperature_of_reranking_is_that_of_the_configuration_or_else_the_learned_one(tmp_path):
+    model = tiny_model("whisper-resnet", temperature=0.2)
+    with torch.no_grad():
+        model.logit_scale.fill_(3.0)
+    assert model.rerank_temperature == pytest.approx(math.exp(-3))
+    model.config.rerank_temperature = 0.01
+    model.save_pretrained(tmp_path)
+    assert SpeechImageRetrievalModel.from_pretrained(tmp_path).rerank_temperature == 0.01
 
 
 def test_sub_configurations_survive_a_save(kind, tmp_path):
@@ -409,7 +420,9 @@ def test_more_mel_frames_than_positions_are_refused():
         tiny_model("whisper-resnet").get_speech_features(torch.zeros(1, 8, 68))
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": 0.0}, {"projection_dim": 0}, {"speech_pooling": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": 0.0}, {"rerank_temperature": -1.0}, {"projection_dim": 0}, {"speech_pooling": 0}]
+)
 def test_numbers_that_cannot_be_trained_are_refused(wrong):
     with pytest.raises(Exception, match=next(iter(wrong))):
         SpeechImageRetrievalConfig(**wrong)

@@ -27,7 +27,7 @@ class VectorModel(nn.Module):
 
     device = torch.device("cpu")
     dtype = torch.float32
-    temperature = torch.tensor(0.5)
+    rerank_temperature = 0.5
 
     def __init__(self):
         super().__init__()

@@ -34,6 +34,7 @@ def tiny_model(seed: int = 0) -> SpeechImageRetrievalModel:
         vision_config={**shape, "model_type": "vit", "image_size": 16, "patch_size": 8},
         multimodal_config={**shape, "num_speech_layers": 1, "initializer_range": 0.5},
         projection_dim=4,
+        rerank_temperature=0.3,  # not the learned one
     )
     return SpeechImageRetrievalModel(config).eval()
 

@@ -226,21 +226,13 @@ def test_without_sim_nothing_is_reranked(make_arguments, tmp_path):
     assert set(report["mean_r1"]) == {"coarse"}
 
 
-def test_the_exported_model_ranks_as_validation_said_with_the_scale_of_matching_that_was_fitted(
-    make_arguments, tmp_path
-):
+def test_the_exported_model_ranks_as_validation_said_with_the_temperature_that_was_fitted(make_arguments, tmp_path):
     trainer = Trainer(make_arguments(tmp_path, score_rule="sim+sic", validation_rerank_top_k=32))
     trainer.output_dir.mkdir(exist_ok=True)
-    with torch.no_grad():  # so sure that it drowns the similarity unless it is scaled
-        trainer.objective.model.matching_head.weight.mul_(1000)
-        trainer.objective.model.matching_head.bias.fill_(1.0)
     validation = trainer.run_model.validate(trainer.objective.model, trainer.validation, matching=True)
     trainer.run_model.export(trainer.objective.model, validation, {})
     model = SpeechImageRetrievalModel.from_pretrained(trainer.run_model.folder)
-    scaled = trainer.objective.model.matching_head.weight * validation.matching_scale
-    assert torch.equal(model.matching_head.weight, scaled)
-    assert model.matching_head.bias.item() == pytest.approx(validation.matching_scale)
-    assert validation.matching_scale < 0.5
+    assert model.rerank_temperature == validation.rerank_temperature != model.temperature.item()
     report = evaluate_retrieval(
         model,
         trainer.processor,
@@ -251,6 +243,15 @@ def test_the_exported_model_ranks_as_validation_said_with_the_scale_of_matching_
     )
     report["protocol"]["checkpoint"] = validation.report["protocol"]["checkpoint"]
     assert report == validation.report
+    assert report["protocol"]["temperature"] == validation.rerank_temperature
+
+
+def test_without_reranking_no_temperature_is_fitted(make_arguments, tmp_path):
+    trainer = Trainer(make_arguments(tmp_path, score_rule="sim+sic"))
+    trainer.output_dir.mkdir(exist_ok=True)
+    validation = trainer.run_model.validate(trainer.objective.model, trainer.validation, matching=False)
+    trainer.run_model.export(trainer.objective.model, validation, {})
+    assert SpeechImageRetrievalModel.from_pretrained(trainer.run_model.folder).config.rerank_temperature is None
 
 
 def test_frozen_parts_stay_and_the_others_move(make_arguments, tmp_path):
