@@ -4,7 +4,8 @@ python -m benchmarks.ablation configs/spoken_shapes.yaml [field=value ...] --out
 
 Figures of a run are kept in OUT/results.json as soon as it ends, and drawn and tabled anew; the same command again
 runs what is missing, and goes on with a run that was interrupted. Batches, steps, rates and the schedule are those of
-the configuration for every cell; what a cell switches is written into its overrides.
+the configuration for every cell; what a cell switches is written into its overrides, and all that it was trained with
+stands beside its figures.
 """
 
 from __future__ import annotations
@@ -14,14 +15,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from speech_image_retrieval.training.arguments import ArgumentError, TrainingArguments, load_arguments
+from speech_image_retrieval.training.arguments import (
+    ArgumentError,
+    TrainingArguments,
+    changed_fields,
+    differing_fields,
+    load_arguments,
+)
 
 from benchmarks.ablation_report import draw, table
 
@@ -38,7 +45,7 @@ class Cell:
 
 def cells(arguments: TrainingArguments) -> list[Cell]:
     """The cells in the order in which parts are added: first those of the paper, then mined batches, which are not in
-    it. The recipe itself is among them, if it has SIM and mining."""
+    it. The last of the method is the recipe itself, if that has SIM, a teacher and mining."""
     no_matching = ("matching_weight=0", "listwise_weight=0")
     no_queue = ("queue_size=0", "group_size=1")
     no_teacher = ("momentum=null", "alpha=0")
@@ -80,18 +87,18 @@ class Results:
         self.runs: list[dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.is_file() else []
         self._lock = Lock()
 
-    def has(self, cell: str, seed: int, overrides: list[str]) -> bool:
+    def has(self, cell: str, arguments: TrainingArguments) -> bool:
         """Whether the run is there.
 
         Raises:
-            ArgumentError: it is, with other overrides: its figures are of another experiment.
+            ArgumentError: it is, with other arguments: its figures are of another experiment.
         """
         for run in self.runs:
-            if (run["cell"], run["seed"]) == (cell, seed):
-                if run["overrides"] != overrides:
+            if (run["cell"], run["seed"]) == (cell, arguments.seed):
+                if changed := _but_folder(differing_fields(arguments, run.get("arguments", {}))):
                     raise ArgumentError(
-                        f"{self.path} has {cell!r}, seed {seed}, with {' '.join(run['overrides'])}: choose another "
-                        "--out, or remove these figures from it"
+                        f"{self.path} has {cell!r}, seed {arguments.seed}, with other values of {', '.join(changed)}: "
+                        "choose another --out, or remove these figures from it"
                     )
                 return True
         return False
@@ -104,6 +111,10 @@ class Results:
             temporary = self.path.with_suffix(".tmp")
             temporary.write_text(json.dumps(self.runs, indent=1) + "\n", encoding="utf-8")
             temporary.replace(self.path)
+
+
+def _but_folder(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name != "output_dir"]
 
 
 def main() -> None:
@@ -142,16 +153,22 @@ def _options() -> argparse.Namespace:
 def _missing(results: Results, chosen: list[Cell], options: argparse.Namespace) -> Iterator[tuple[Cell, int]]:
     for seed in range(options.seeds):
         for cell in chosen:
-            if not results.has(cell.name, seed, [*options.overrides, *cell.overrides]):
+            arguments = load_arguments(options.config, [*options.overrides, *cell.overrides, f"seed={seed}"])
+            if not results.has(cell.name, arguments):
                 yield cell, seed
 
 
 def _run(cell: Cell, seed: int, results: Results, options: argparse.Namespace) -> None:
-    overrides = [*options.overrides, *cell.overrides]
     slug = "".join(letter if letter.isalnum() else "_" for letter in cell.name)
     folder = Path("outputs/ablation", options.out.name, f"{slug}-{seed}")
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, *cell.program, options.config, *overrides, f"seed={seed}", f"output_dir={folder}"]
+    overrides = [*options.overrides, *cell.overrides, f"seed={seed}", f"output_dir={folder}"]
+    arguments = load_arguments(options.config, overrides)
+    if changed := _but_folder(changed_fields(arguments, folder / "arguments.yaml")):
+        raise ArgumentError(
+            f"{folder} has a run with other values of {', '.join(changed)}: choose another --out, or remove the folder"
+        )
+    command = [sys.executable, *cell.program, options.config, *overrides]
     threads = str(max(1, (os.cpu_count() or 1) // options.jobs))
     with Path(folder, "run.log").open("a", encoding="utf-8") as log:
         ended = subprocess.run(
@@ -160,7 +177,7 @@ def _run(cell: Cell, seed: int, results: Results, options: argparse.Namespace) -
     if ended.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {ended.returncode}; see {folder / 'run.log'}")
     reports = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("evaluation*.json"))]
-    results.add({"cell": cell.name, "seed": seed, "overrides": overrides, "reports": reports})
+    results.add({"cell": cell.name, "seed": seed, "arguments": asdict(arguments), "reports": reports})
     print(f"{cell.name}, seed {seed}: {reports[0]['mean_r1']}", flush=True)
 
 

@@ -55,9 +55,10 @@ def describe_pool(corpus: str, split: str, images: int, captions: int, folds: in
 
 def corpus_called(name: str, known: Iterable[str]) -> str | None:
     """Which of the `known` corpora is meant by a name, a folder such as `outputs/spoken_coco/corpus` or a Hub id such
-    as `org/SpokenCOCO`: the one that a part of it is called after, whatever its case and hyphens."""
-    parts = {_plain(part) for part in PurePath(name).parts}
-    return next((corpus for corpus in known if _plain(corpus) in parts), None)
+    as `org/SpokenCOCO`: the one that a part of it is called after, the last such part, whatever its case and
+    hyphens."""
+    called = {_plain(corpus): corpus for corpus in known}
+    return next((called[_plain(part)] for part in reversed(PurePath(name).parts) if _plain(part) in called), None)
 
 
 def corpus_name(corpus: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -253,10 +253,12 @@ def save_arguments(arguments: TrainingArguments, path: Path) -> None:
 
 def changed_fields(arguments: TrainingArguments, path: Path) -> list[str]:
     """Names of the fields whose values differ from those that :func:`save_arguments` wrote; none without a file."""
-    if not path.is_file():
-        return []
-    # A field that did not exist then had the effect of its default.
-    before = {spec.name: spec.default for spec in fields(arguments)} | yaml.safe_load(path.read_text(encoding="utf-8"))
+    return differing_fields(arguments, yaml.safe_load(path.read_text(encoding="utf-8"))) if path.is_file() else []
+
+
+def differing_fields(arguments: TrainingArguments, before: Mapping[str, Any]) -> list[str]:
+    """Names of the fields whose values differ. A field that is not in `before` had the effect of its default."""
+    before = {spec.name: spec.default for spec in fields(arguments)} | before
     return [name for name, value in asdict(arguments).items() if before[name] != value]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from speech_image_retrieval.training.arguments import ArgumentError, load_arguments
+from speech_image_retrieval.training.arguments import ArgumentError, load_arguments, save_arguments
 
 from benchmarks import ablation
 from benchmarks.ablation_report import interval, mean_r1, table
@@ -94,6 +94,30 @@ def test_figures_of_another_experiment_are_not_mixed_in(run, monkeypatch):
     FakeTraining(monkeypatch)
     run("--seeds", "1")
     with pytest.raises(ArgumentError, match="choose another --out"):
+        run("--seeds", "1", "max_steps=5")
+
+
+def test_figures_of_a_recipe_that_has_changed_since_are_not_mixed_in(run, monkeypatch, tmp_path):
+    FakeTraining(monkeypatch)
+    text = (CONFIGS / "spoken_shapes.yaml").read_text()
+    changed = tmp_path / "spoken_shapes.yaml"
+    run("--seeds", "1")
+    changed.write_text(text.replace("hard_negatives: 2", "hard_negatives: 1"))
+    monkeypatch.setattr(sys, "argv", ["ablation", str(changed), "--out", "figures", "--cell", "3", "--seeds", "1"])
+    with pytest.raises(ArgumentError, match="other values of hard_negatives: choose another --out"):
+        ablation.main()
+
+
+def test_an_interrupted_run_does_not_go_on_with_other_settings(run, monkeypatch):
+    training = FakeTraining(monkeypatch)
+    training.dies_at = 0
+    with pytest.raises(RuntimeError):
+        run("--seeds", "1")
+    (folder,) = Path("outputs/ablation/figures").glob("*random*")
+    begun = ["negative_sampling=random", "queue_size=0", "group_size=1"]
+    save_arguments(load_arguments(CONFIGS / "spoken_shapes.yaml", begun), folder / "arguments.yaml")
+    training.dies_at = None
+    with pytest.raises(ArgumentError, match="other values of max_steps"):
         run("--seeds", "1", "max_steps=5")
 
 

@@ -42,3 +42,5 @@ def test_a_corpus_is_called_after_a_part_of_its_name():
     assert corpus_called("outputs/spoken_shapes/corpus", known) == "spoken_shapes"
     assert corpus_called("org/TuxPaint", known) == "tuxpaint"
     assert corpus_called("outputs/spoken_shapes_2/corpus", known) is None
+    assert corpus_called("spoken_shapes/experiments/tuxpaint/corpus", known) == "tuxpaint"
+    assert corpus_called("tuxpaint/experiments/spoken_shapes/corpus", known) == "spoken_shapes"
