@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -44,8 +45,10 @@ def main() -> None:
     options = parser.parse_args()
     rows = load_split(options.corpus, options.split)
     first_rows, image_of_caption = distinct_images(rows["image_id"][:])
+    texts = rows["text"][:]
+    refuse_missing(texts)  # before an hour of transcribing
     heard = transcribe(options.whisper, rows, options.batch_size, options.language)
-    similarity = text_similarity(heard, rows["text"][:], image_of_caption, len(first_rows))
+    similarity = text_similarity(heard, texts, image_of_caption, len(first_rows))
     report = {
         "protocol": {
             "corpus": options.corpus,
@@ -77,6 +80,14 @@ def transcribe(whisper: str, rows: Dataset, batch_size: int, language: str | Non
             heard += tokenizer.batch_decode(tokens, skip_special_tokens=True)
             progress.update(bar, completed=len(heard))
     return heard
+
+
+def refuse_missing(texts: Sequence[str | None]) -> None:
+    """Refuse captions without a text."""
+    if missing := sum(not text for text in texts):
+        sys.exit(
+            f"Error: {missing} of {len(texts)} captions have no text, which the cascade compares transcripts with."
+        )
 
 
 def text_similarity(heard: Sequence[str], texts: Sequence[str], image_of_caption: Tensor, pictures: int) -> Tensor:

@@ -251,9 +251,10 @@ def _commit(model: str, revision: str | None) -> str | None:
 
 
 def _digest(folder: Path) -> str:
-    """Of the weights and configurations in a folder; 40 digits, like a commit."""
+    """Of the weights and configurations in a folder, without its figures; 40 digits, like a commit."""
     digest = hashlib.sha1(usedforsecurity=False)
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):
+    figures = {*folder.glob("evaluation*.json"), folder / "training.json"}
+    for path in sorted({*folder.glob("*.safetensors"), *folder.glob("*.json")} - figures):
         with path.open("rb") as file:
             digest.update(f"{path.name} {hashlib.file_digest(file, 'sha1').hexdigest()}\n".encode())
     return digest.hexdigest()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.cascade import recalls, text_similarity
+from benchmarks.cascade import recalls, refuse_missing, text_similarity
 
 TEXTS = ["a red circle", "a blue square", "the round red thing", "a green star"]
 PICTURES = torch.tensor([0, 1, 0, 2])
@@ -15,6 +15,12 @@ def test_a_picture_is_as_near_as_the_nearest_of_its_texts():
     assert float(similarity[0, 0]) == 100, "case and punctuation do not count"
     assert similarity[1].argmax() == 0 and float(similarity[1, 0]) > 80
     assert (similarity[:, 1:] < 60).all()
+
+
+def test_captions_without_a_text_are_refused():
+    refuse_missing(TEXTS)
+    with pytest.raises(SystemExit, match="2 of 3 captions have no text"):
+        refuse_missing(["a", None, ""])
 
 
 def test_both_directions_are_measured_and_texts_that_two_pictures_share_count_against_it():

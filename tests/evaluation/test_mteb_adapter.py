@@ -118,6 +118,15 @@ print(model_meta({str(folder)!r}).load_model().encode(DataLoader(queries, batch_
     assert done.stdout.strip() == "torch.Size([40, 4])", done.stderr
 
 
+def test_the_revision_is_of_the_model_and_not_of_its_figures(folder, tmp_path):
+    measured = Path(shutil.copytree(folder, tmp_path / "tiny"))
+    for name in ("evaluation.json", "evaluation_unseen_style.json", "training.json"):
+        (measured / name).write_text("{}")
+    assert model_meta(str(measured)).revision == model_meta(str(folder)).revision
+    (measured / "config.json").write_text((measured / "config.json").read_text().replace("0.3", "0.2"))
+    assert model_meta(str(measured)).revision != model_meta(str(folder)).revision
+
+
 def test_mteb_gets_the_model_by_its_name_and_knows_what_it_is(folder, monkeypatch):
     encoder, reranker = model_meta(str(folder)), model_meta(str(folder), rerank="sim+sic")
     assert encoder.name == "local/tiny" and encoder.embed_dim == 4
