@@ -95,7 +95,9 @@ class Results:
         """
         for run in self.runs:
             if (run["cell"], run["seed"]) == (cell, arguments.seed):
-                if changed := _but_folder(differing_fields(arguments, run.get("arguments", {}))):
+                if "arguments" not in run:
+                    raise ArgumentError(f"{self.path} is of an earlier version, which kept less: choose another --out")
+                if changed := _but_folder(differing_fields(arguments, run["arguments"])):
                     raise ArgumentError(
                         f"{self.path} has {cell!r}, seed {arguments.seed}, with other values of {', '.join(changed)}: "
                         "choose another --out, or remove these figures from it"
@@ -126,6 +128,7 @@ def main() -> None:
     chosen = [every[number - 1] for number in options.cell] if options.cell else every
     results = Results(options.out / "results.json")
     jobs = list(_missing(results, chosen, options))
+    print("\n".join(f"cell {number}: {name}" for number, name in enumerate(order, start=1)))
     print(f"{len(jobs)} runs are missing", flush=True)
     with ThreadPoolExecutor(options.jobs) as pool:
         running = [pool.submit(_run, *job, results, options) for job in jobs]
@@ -169,6 +172,7 @@ def _run(cell: Cell, seed: int, results: Results, options: argparse.Namespace) -
             f"{folder} has a run with other values of {', '.join(changed)}: choose another --out, or remove the folder"
         )
     command = [sys.executable, *cell.program, options.config, *overrides]
+    print(f"{cell.name}, seed {seed}, begins; its log is {folder / 'run.log'}", flush=True)
     threads = str(max(1, (os.cpu_count() or 1) // options.jobs))
     with Path(folder, "run.log").open("a", encoding="utf-8") as log:
         ended = subprocess.run(
@@ -178,7 +182,8 @@ def _run(cell: Cell, seed: int, results: Results, options: argparse.Namespace) -
         raise RuntimeError(f"{' '.join(command)} ended with {ended.returncode}; see {folder / 'run.log'}")
     reports = [json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("evaluation*.json"))]
     results.add({"cell": cell.name, "seed": seed, "arguments": asdict(arguments), "reports": reports})
-    print(f"{cell.name}, seed {seed}: {reports[0]['mean_r1']}", flush=True)
+    means = ", ".join(f"{stage} {value:.1f}" for stage, value in reports[0]["mean_r1"].items())
+    print(f"{cell.name}, seed {seed}: mean R@1 {means}", flush=True)
 
 
 def _write_report(results: Results, order: list[str], folder: Path) -> None:

@@ -65,7 +65,12 @@ def draw(runs: Sequence[Mapping[str, Any]], order: Sequence[str], picture: Path)
             mean, width = interval(values)
             axes.barh(place, mean, color="#8fb4d9", xerr=width if math.isfinite(width) else None, capsize=3)
             axes.plot(values, [place] * len(values), ".", color="#1f3b57")
-        axes.set(title=split, xlabel="mean R@1 (%)", yticks=range(len(cells)), yticklabels=cells)
+        axes.set(
+            title=split,
+            xlabel="mean R@1 (%), re-ranked where there is SIM",
+            yticks=range(len(cells)),
+            yticklabels=cells,
+        )
         axes.grid(axis="x", alpha=0.3)
     panels[0].invert_yaxis()
     figure.savefig(picture, dpi=110)

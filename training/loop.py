@@ -306,6 +306,8 @@ class Trainer:
     def _report(self, losses: Losses, norm: float, pairs_per_second: float) -> None:
         status = f"SIC {losses.contrastive:.3f}  SIM {losses.matching:.3f}  {pairs_per_second:.0f} pairs/s"
         self.progress.update(self.bar, completed=self.step, status=status)
+        if not self.console.is_terminal and self.step % (5 * self.arguments.log_every_steps) == 0:  # no bar is drawn
+            self.console.print(f"step {self.step} of {self.total_steps}: {status}", highlight=False)
         if self.accelerator.is_main_process and self.step % self.arguments.log_every_steps == 0:
             values = {
                 "loss/SIC": float(losses.contrastive),

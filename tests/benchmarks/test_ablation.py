@@ -108,6 +108,14 @@ def test_figures_of_a_recipe_that_has_changed_since_are_not_mixed_in(run, monkey
         ablation.main()
 
 
+def test_figures_that_do_not_say_what_they_are_of_are_not_taken(run):
+    Path("figures").mkdir()
+    old = [{"cell": "SIC + SIM, random negatives", "seed": 0, "overrides": [], "reports": []}]
+    Path("figures/results.json").write_text(json.dumps(old))
+    with pytest.raises(ArgumentError, match="earlier version"):
+        run("--seeds", "1")
+
+
 def test_an_interrupted_run_does_not_go_on_with_other_settings(run, monkeypatch):
     training = FakeTraining(monkeypatch)
     training.dies_at = 0

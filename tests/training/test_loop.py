@@ -246,6 +246,12 @@ def test_the_exported_model_ranks_as_validation_said_with_the_temperature_that_w
     assert report["protocol"]["temperature"] == validation.rerank_temperature
 
 
+def test_where_no_bar_is_drawn_steps_are_told_in_lines(make_arguments, tmp_path, capsys):
+    Trainer(make_arguments(tmp_path, max_steps=6)).run()
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("step 5 of 6: SIC ") for line in lines)
+
+
 def test_without_reranking_no_temperature_is_fitted(make_arguments, tmp_path):
     trainer = Trainer(make_arguments(tmp_path, score_rule="sim+sic"))
     trainer.output_dir.mkdir(exist_ok=True)
