@@ -153,25 +153,37 @@ def _options() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def _missing(results: Results, chosen: list[Cell], options: argparse.Namespace) -> Iterator[tuple[Cell, int]]:
-    for seed in range(options.seeds):
-        for cell in chosen:
-            arguments = load_arguments(options.config, [*options.overrides, *cell.overrides, f"seed={seed}"])
-            if not results.has(cell.name, arguments):
-                yield cell, seed
-
-
-def _run(cell: Cell, seed: int, results: Results, options: argparse.Namespace) -> None:
+def _overrides(cell: Cell, seed: int, options: argparse.Namespace) -> list[str]:
     slug = "".join(letter if letter.isalnum() else "_" for letter in cell.name)
     folder = Path("outputs/ablation", options.out.name, f"{slug}-{seed}")
+    return [*options.overrides, *cell.overrides, f"seed={seed}", f"output_dir={folder}"]
+
+
+def _missing(
+    results: Results, chosen: list[Cell], options: argparse.Namespace
+) -> Iterator[tuple[Cell, TrainingArguments]]:
+    """What is to be run.
+
+    Raises:
+        ArgumentError: figures or an interrupted run are there, with other arguments.
+    """
+    for seed in range(options.seeds):
+        for cell in chosen:
+            arguments = load_arguments(options.config, _overrides(cell, seed, options))
+            if results.has(cell.name, arguments):
+                continue
+            if changed := _but_folder(changed_fields(arguments, Path(arguments.output_dir, "arguments.yaml"))):
+                raise ArgumentError(
+                    f"{arguments.output_dir} has a run with other values of {', '.join(changed)}: choose another "
+                    "--out, or remove the folder"
+                )
+            yield cell, arguments
+
+
+def _run(cell: Cell, arguments: TrainingArguments, results: Results, options: argparse.Namespace) -> None:
+    seed, folder = arguments.seed, Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    overrides = [*options.overrides, *cell.overrides, f"seed={seed}", f"output_dir={folder}"]
-    arguments = load_arguments(options.config, overrides)
-    if changed := _but_folder(changed_fields(arguments, folder / "arguments.yaml")):
-        raise ArgumentError(
-            f"{folder} has a run with other values of {', '.join(changed)}: choose another --out, or remove the folder"
-        )
-    command = [sys.executable, *cell.program, options.config, *overrides]
+    command = [sys.executable, *cell.program, options.config, *_overrides(cell, seed, options)]
     print(f"{cell.name}, seed {seed}, begins; its log is {folder / 'run.log'}", flush=True)
     threads = str(max(1, (os.cpu_count() or 1) // options.jobs))
     with Path(folder, "run.log").open("a", encoding="utf-8") as log:

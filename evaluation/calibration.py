@@ -1,8 +1,8 @@
 """How much the similarity counts beside the matching logit, where "sim+sic" adds the two.
 
-SIC and SIM are trained by different losses on different pairs, so that the two logits are neither equally sure nor do
-they know different things. Temperature scaling (Guo et al. 2017, arXiv 1706.04599) fits one number for the logits of
-one classifier; here are two numbers, of which only the ratio changes an order.
+SIC and SIM are trained by different losses on different pairs: the two logits are neither equally sure nor
+independent. Temperature scaling (Guo et al. 2017, arXiv 1706.04599) fits one number for the logits of one classifier;
+here are two numbers, of which only the ratio changes an order.
 """
 
 from __future__ import annotations

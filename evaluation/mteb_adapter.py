@@ -27,7 +27,7 @@ from ..modeling.configuration_speech_image_retrieval import SpeechImageRetrieval
 from ..modeling.modeling_speech_image_retrieval import SpeechImageRetrievalModel
 from ..processing.processing_speech_image_retrieval import SpeechImageRetrievalProcessor
 from .embedding import EncodedImages, EncodedSpeech, distinct_images, encode_images, encode_speech
-from .reranking import ScoreRule, check_score_rule, rerank_temperature, score_pairs
+from .reranking import ScoreRule, check_score_rule, score_pairs
 
 _MODALITIES = {"audio", "image", "text", "video"}
 
@@ -168,7 +168,7 @@ class MtebReranker:
         scores = score_pairs(self.model, speech.states, images.states, clips, pictures)
         if self.score_rule == "sim+sic":
             similarities = (speech.embeddings[clips] * images.embeddings[pictures]).sum(dim=1)
-            scores += similarities / rerank_temperature(self.model, None)
+            scores += similarities / self.model.rerank_temperature
         return scores
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .ranking import coarse_scores, match_gallery, ranked_gallery
 from .recall import recall_at
-from .reranking import ScoreRule, rerank_temperature
+from .reranking import ScoreRule
 from .split import encode_split
 
 
@@ -54,7 +54,7 @@ def choose_score_rule(
     )
     coarse = coarse_scores(encoded.speech, encoded.images)
     matched = match_gallery(model, encoded.speech, encoded.images, rerank_top_k, progress=progress)
-    temperature = rerank_temperature(model, None)
+    temperature = model.rerank_temperature
     mean_r1 = {}
     for rule in get_args(ScoreRule):
         ranked = ranked_gallery(coarse, encoded.image_of_caption, matched, rule, temperature)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..evaluation import EncodedImages, EncodedSpeech, PackedStates, encode_images, encode_speech, score_pairs
 from ..evaluation.recall import refuse_nan
-from ..evaluation.reranking import ScoreRule, rerank_temperature
+from ..evaluation.reranking import ScoreRule
 from .ann import REFINE, probes
 from .candidate_states import candidate_states
 from .index_table import IndexInfo
@@ -204,7 +204,7 @@ def _order(coarse: Tensor, matching: Tensor, score_rule: ScoreRule, model: nn.Mo
     reranked = (~matching.isnan()).nonzero()[:, 0]
     fine = matching[reranked]
     if score_rule == "sim+sic" and len(fine):
-        fine = fine + coarse[reranked] / rerank_temperature(model, None)
+        fine = fine + coarse[reranked] / model.rerank_temperature
     order = torch.arange(len(coarse))
     order[reranked] = reranked[fine.argsort(descending=True, stable=True)]
     return order.tolist()

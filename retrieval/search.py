@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..evaluation import EncodedImages, EncodedSpeech, encode_images, encode_speech, score_pairs
 from ..evaluation.recall import refuse_nan
-from ..evaluation.reranking import ScoreRule, check_score_rule, rerank_temperature
+from ..evaluation.reranking import ScoreRule, check_score_rule
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def search_encoded(
     matching = _matching_scores(model, speech, images, candidates) if rerank_top_k else torch.empty(len(order), 0)
     fine = matching
     if rerank_top_k and score_rule == "sim+sic":
-        fine = matching + coarse.gather(1, candidates) / rerank_temperature(model, None)
+        fine = matching + coarse.gather(1, candidates) / model.rerank_temperature
     by_fine = fine.argsort(dim=1, descending=True, stable=True)
     not_reranked = torch.arange(candidates.shape[1], order.shape[1]).expand(len(order), -1)
     coarse_places = torch.cat([by_fine, not_reranked], dim=1)[:, :top_k]
