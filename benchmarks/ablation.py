@@ -15,7 +15,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from speech_image_retrieval.training.arguments import (
     load_arguments,
 )
 
-from benchmarks.ablation_report import draw, table
+from benchmarks.ablation_report import Part, draw, parts_table, table
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,21 @@ def cells(arguments: TrainingArguments) -> list[Cell]:
             (*no_queue, *no_teacher),
             ("-m", "benchmarks.margin_infonce"),
         ),
+    ]
+
+
+def parts(order: Sequence[str]) -> list[Part]:
+    """What is added from cell to cell; the queue also without SIM, and SIM also to the queue."""
+    contrast, queue, random, hard, with_queue, distilled, mined, margin = order
+    return [
+        Part("queue, to SIC alone", queue, contrast),
+        Part("SIM with random negatives", random, contrast),
+        Part("hard negatives", hard, random),
+        Part("queue, to SIC and SIM", with_queue, hard),
+        Part("SIM with hard negatives, to SIC and queue", with_queue, queue),
+        Part("MoD", distilled, with_queue),
+        Part("negatives mined beyond the batch", mined, distilled),
+        Part("margin InfoNCE for SIC, and SIM on all pairs", margin, contrast),
     ]
 
 
@@ -200,7 +215,8 @@ def _run(cell: Cell, arguments: TrainingArguments, results: Results, options: ar
 
 def _write_report(results: Results, order: list[str], folder: Path) -> None:
     if results.runs:
-        (folder / "table.md").write_text(table(results.runs, order), encoding="utf-8")
+        tables = (table(results.runs, order), parts_table(results.runs, parts(order)))
+        (folder / "table.md").write_text("\n".join(tables), encoding="utf-8")
         draw(results.runs, order, folder / "plot.png")
 
 

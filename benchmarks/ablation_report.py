@@ -1,11 +1,11 @@
-"""The ablation's table and plot: means over seeds, with intervals."""
+"""The ablation's tables and plot: means over seeds, with intervals."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -21,16 +21,50 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(width)
 
 
-def mean_r1(runs: Sequence[Mapping[str, Any]], cell: str, split: str, stage: str) -> list[float]:
-    """Mean R@1 of both directions, of each seed of a cell. `final` is re-ranked where there is SIM."""
-    found = []
+class Part(NamedTuple):
+    """What one cell has and another has not."""
+
+    name: str
+    cell: str
+    without: str
+
+
+def mean_r1(runs: Sequence[Mapping[str, Any]], cell: str, split: str, stage: str) -> dict[int, float]:
+    """Mean R@1 of both directions, by seed, of a cell. `final` is re-ranked where there is SIM."""
+    found = {}
     for run in runs:
         for report in run["reports"]:
             if (run["cell"], report["protocol"]["split"]) == (cell, split):
                 means = report["mean_r1"]
                 name = ("reranked" if "reranked" in means else "coarse") if stage == "final" else stage
-                found += [means[name]] if name in means else []
+                if name in means:
+                    found[run["seed"]] = means[name]
     return found
+
+
+def added(runs: Sequence[Mapping[str, Any]], part: Part, split: str) -> list[float]:
+    """By how many points a part changes the final mean R@1, for each seed that both cells have: both begin with the
+    same weights."""
+    figures, without = (mean_r1(runs, cell, split, "final") for cell in (part.cell, part.without))
+    return [figures[seed] - without[seed] for seed in sorted(figures.keys() & without.keys())]
+
+
+def parts_table(runs: Sequence[Mapping[str, Any]], parts: Sequence[Part]) -> str:
+    """A Markdown table of what each part adds, on every test split."""
+    splits = _splits(runs)
+    lines = [
+        "**What each part adds** to the final mean R@1 (points): mean of the differences seed by seed ± half of their "
+        "95 % t-interval",
+        "",
+        f"| part | with | without | seeds | {' | '.join(splits)} |",
+        f"|---|---|---|---|{'---|' * len(splits)}",
+    ]
+    for part in parts:
+        differences = [added(runs, part, split) for split in splits]
+        if any(differences):
+            shown = " | ".join(_shown(values, "+z.1f") for values in differences)
+            lines.append(f"| {part.name} | {part.cell} | {part.without} | {len(differences[0])} | {shown} |")
+    return "\n".join([*lines, ""])
 
 
 def table(runs: Sequence[Mapping[str, Any]], order: Sequence[str]) -> str:
@@ -44,9 +78,9 @@ def table(runs: Sequence[Mapping[str, Any]], order: Sequence[str]) -> str:
             "|---|---|---|---|",
         ]
         for cell in order:
-            coarse = mean_r1(runs, cell, split, "coarse")
+            coarse = list(mean_r1(runs, cell, split, "coarse").values())
             if coarse:
-                reranked = mean_r1(runs, cell, split, "reranked")
+                reranked = list(mean_r1(runs, cell, split, "reranked").values())
                 lines.append(f"| {cell} | {len(coarse)} | {_shown(coarse)} | {_shown(reranked)} |")
         lines.append("")
     return "\n".join(lines)
@@ -61,7 +95,7 @@ def draw(runs: Sequence[Mapping[str, Any]], order: Sequence[str], picture: Path)
     panels = figure.subplots(1, len(splits), sharey=True, squeeze=False)[0]
     for axes, split in zip(panels, splits, strict=True):
         for place, cell in enumerate(cells):
-            values = mean_r1(runs, cell, split, "final")
+            values = list(mean_r1(runs, cell, split, "final").values())
             mean, width = interval(values)
             axes.barh(place, mean, color="#8fb4d9", xerr=width if math.isfinite(width) else None, capsize=3)
             axes.plot(values, [place] * len(values), ".", color="#1f3b57")
@@ -80,8 +114,8 @@ def _splits(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return sorted({report["protocol"]["split"] for run in runs for report in run["reports"]})
 
 
-def _shown(values: Sequence[float]) -> str:
+def _shown(values: Sequence[float], form: str = ".1f") -> str:
     if not values:
         return ""
     mean, width = interval(values)
-    return f"{mean:.1f} ± {width:.1f}" if math.isfinite(width) else f"{mean:.1f}"
+    return f"{mean:{form}} ± {width:.1f}" if math.isfinite(width) else f"{mean:{form}}"

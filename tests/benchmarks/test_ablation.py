@@ -4,14 +4,20 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from speech_image_retrieval.training.arguments import ArgumentError, load_arguments, save_arguments
+from speech_image_retrieval.training.arguments import (
+    ArgumentError,
+    differing_fields,
+    load_arguments,
+    save_arguments,
+)
 
 from benchmarks import ablation
-from benchmarks.ablation_report import interval, mean_r1, table
+from benchmarks.ablation_report import Part, added, interval, mean_r1, parts_table, table
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -135,11 +141,37 @@ def test_intervals_are_students():
     assert math.isinf(interval([4.0])[1])
 
 
-def test_the_final_ranking_is_the_re_ranked_one_where_there_is_one():
-    def made(cell, seed, **means):
-        return {"cell": cell, "seed": seed, "reports": [{"protocol": {"split": "test"}, "mean_r1": means}]}
+def _made(cell, seed, **means):
+    return {"cell": cell, "seed": seed, "reports": [{"protocol": {"split": "test"}, "mean_r1": means}]}
 
-    runs = [made("a", 0, coarse=1.0), made("b", 0, coarse=2.0, reranked=3.0)]
-    assert mean_r1(runs, "a", "test", "final") == [1.0] and mean_r1(runs, "b", "test", "final") == [3.0]
+
+def test_the_final_ranking_is_the_re_ranked_one_where_there_is_one():
+    runs = [_made("a", 0, coarse=1.0), _made("b", 0, coarse=2.0, reranked=3.0)]
+    assert mean_r1(runs, "a", "test", "final") == {0: 1.0} and mean_r1(runs, "b", "test", "final") == {0: 3.0}
     assert "| a | 1 | 1.0 |  |" in table(runs, ["a", "b", "missing"])
     assert "missing" not in table(runs, ["a", "b", "missing"])
+
+
+def test_what_a_part_adds_is_the_difference_of_the_same_seed():
+    """Whatever the order in which runs ended, and only of seeds that both cells have."""
+    runs = [_made("without", seed, coarse=10.0 * seed) for seed in (2, 0, 1)]
+    runs += [_made("with", seed, coarse=0.0, reranked=10.0 * seed + 4 - seed) for seed in (0, 2)]
+    part = Part("a part", "with", "without")
+    assert added(runs, part, "test") == [4.0, 2.0]
+    shown = parts_table(runs, [part, Part("unmeasured", "with", "missing")])
+    assert "| a part | with | without | 2 | +3.0 ± 12.7 |" in shown and "unmeasured" not in shown
+
+
+def test_cells_that_show_a_part_differ_in_that_part_alone():
+    config = CONFIGS / "spoken_emoji.yaml"
+    trained = {
+        cell.name: load_arguments(config, list(cell.overrides)) for cell in ablation.cells(load_arguments(config, []))
+    }
+    differing = {
+        part.name: set(differing_fields(trained[part.cell], asdict(trained[part.without])))
+        for part in ablation.parts(list(trained))
+    }
+    assert differing["SIM with hard negatives, to SIC and queue"] == {"matching_weight", "listwise_weight"}
+    assert differing["MoD"] == {"alpha"}
+    assert differing["hard negatives"] == {"negative_sampling"}
+    assert differing["negatives mined beyond the batch"] == {"group_size"}
