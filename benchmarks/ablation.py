@@ -3,9 +3,9 @@
 python -m benchmarks.ablation configs/spoken_shapes.yaml [field=value ...] --out docs/ablation/spoken_shapes
 
 Figures of a run are kept in OUT/results.json as soon as it ends, and drawn and tabled anew; the same command again
-runs what is missing, and goes on with a run that was interrupted. Batches, steps, rates and the schedule are those of
-the configuration for every cell; what a cell switches is written into its overrides, and all that it was trained with
-stands beside its figures.
+runs what is missing, and goes on with a run that was interrupted. The batch size, steps, rates and the schedule are
+those of the configuration for every cell; what a cell switches is written into its overrides, and all that it was
+trained with stands beside its figures.
 """
 
 from __future__ import annotations
@@ -71,17 +71,18 @@ def cells(arguments: TrainingArguments) -> list[Cell]:
 
 
 def parts(order: Sequence[str]) -> list[Part]:
-    """What is added from cell to cell; the queue also without SIM, and SIM also to the queue."""
+    """What is added from cell to cell; SIM also to SIC alone, and to SIC with the queue."""
     contrast, queue, random, hard, with_queue, distilled, mined, margin = order
     return [
-        Part("queue, to SIC alone", queue, contrast),
-        Part("SIM with random negatives", random, contrast),
-        Part("hard negatives", hard, random),
-        Part("queue, to SIC and SIM", with_queue, hard),
+        Part("queue and its teacher, to SIC alone", queue, contrast),
+        Part("SIM with random negatives, to SIC alone", random, contrast),
+        Part("SIM with hard negatives, to SIC alone", hard, contrast),
+        Part("hard instead of random negatives", hard, random),
+        Part("queue and its teacher, to SIC and SIM", with_queue, hard),
         Part("SIM with hard negatives, to SIC and queue", with_queue, queue),
         Part("MoD", distilled, with_queue),
         Part("negatives mined beyond the batch", mined, distilled),
-        Part("margin InfoNCE for SIC, and SIM on all pairs", margin, contrast),
+        Part("margin InfoNCE over all pairs, to SIC alone", margin, contrast),
     ]
 
 
@@ -215,7 +216,8 @@ def _run(cell: Cell, arguments: TrainingArguments, results: Results, options: ar
 
 def _write_report(results: Results, order: list[str], folder: Path) -> None:
     if results.runs:
-        tables = (table(results.runs, order), parts_table(results.runs, parts(order)))
+        differences = [parts_table(results.runs, parts(order), stage) for stage in ("coarse", "final")]
+        tables = (table(results.runs, order), *differences)
         (folder / "table.md").write_text("\n".join(tables), encoding="utf-8")
         draw(results.runs, order, folder / "plot.png")
 

@@ -42,29 +42,32 @@ def mean_r1(runs: Sequence[Mapping[str, Any]], cell: str, split: str, stage: str
     return found
 
 
-def added(runs: Sequence[Mapping[str, Any]], part: Part, split: str) -> list[float]:
-    """By how many points a part changes the final mean R@1, for each seed that both cells have: both begin with the
-    same weights."""
-    figures, without = (mean_r1(runs, cell, split, "final") for cell in (part.cell, part.without))
+def added(runs: Sequence[Mapping[str, Any]], part: Part, split: str, stage: str) -> list[float]:
+    """By how many points a part changes mean R@1, for each seed that both cells have: both begin with the same
+    weights."""
+    figures, without = (mean_r1(runs, cell, split, stage) for cell in (part.cell, part.without))
     return [figures[seed] - without[seed] for seed in sorted(figures.keys() & without.keys())]
 
 
-def parts_table(runs: Sequence[Mapping[str, Any]], parts: Sequence[Part]) -> str:
-    """A Markdown table of what each part adds, on every test split."""
-    splits = _splits(runs)
+def parts_table(runs: Sequence[Mapping[str, Any]], parts: Sequence[Part], stage: str) -> str:
+    """A Markdown table of what each part adds to a stage, on every test split; nothing where no part can be seen."""
+    splits, rows = _splits(runs), []
+    for part in parts:
+        differences = [added(runs, part, split, stage) for split in splits]
+        if any(differences):
+            shown = " | ".join(_shown(values, "+z.1f") for values in differences)
+            rows.append(f"| {part.name} | {part.cell} | {part.without} | {len(differences[0])} | {shown} |")
+    if not rows:
+        return ""
+    ranking = "coarse ranking" if stage == "coarse" else "final ranking, which is re-ranked where there is SIM"
     lines = [
-        "**What each part adds** to the final mean R@1 (points): mean of the differences seed by seed ± half of their "
-        "95 % t-interval",
+        f"**What each part adds to the {ranking}**: points of mean R@1, mean of the differences seed by seed ± half "
+        "of their 95 % t-interval",
         "",
         f"| part | with | without | seeds | {' | '.join(splits)} |",
         f"|---|---|---|---|{'---|' * len(splits)}",
     ]
-    for part in parts:
-        differences = [added(runs, part, split) for split in splits]
-        if any(differences):
-            shown = " | ".join(_shown(values, "+z.1f") for values in differences)
-            lines.append(f"| {part.name} | {part.cell} | {part.without} | {len(differences[0])} | {shown} |")
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *rows, ""])
 
 
 def table(runs: Sequence[Mapping[str, Any]], order: Sequence[str]) -> str:

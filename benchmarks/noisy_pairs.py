@@ -7,12 +7,17 @@ python -m benchmarks.noisy_pairs CORPUS --share 0.3 --out FOLDER
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
-from speech_image_retrieval.corpora.schema import FEATURES, load_corpus, save_corpus
-
-_PICTURE = ["image", "image_id"]
+from datasets import Dataset
+from speech_image_retrieval.corpora.schema import (
+    SpokenCaption,
+    building_folder,
+    load_corpus,
+    save_corpus,
+    split_from_rows,
+)
 
 
 def main() -> None:
@@ -23,20 +28,30 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", required=True, help="folder of the copy")
     options = parser.parse_args()
+    if not 0 <= options.share <= 1:
+        parser.error(f"--share is between 0 and 1; it is {options.share}")
     corpus = load_corpus(options.corpus)
-    corpus["train"] = with_wrong_pictures(corpus["train"], options.share, options.seed)
-    save_corpus(corpus, options.out)
+    train = corpus["train"]
+    taken_from = exchanged(len(train), options.share, options.seed)
+    with building_folder(options.out) as folder:
+        corpus["train"] = split_from_rows(with_pictures_of, cache_dir=folder, captions=train, taken_from=taken_from)
+        save_corpus(corpus, options.out)
 
 
-def with_wrong_pictures(rows: Dataset, share: float, seed: int) -> Dataset:
-    """Exchange the pictures of a share of the rows among these; each keeps the number of its captions."""
-    generator = np.random.default_rng(seed)
-    moved = generator.choice(len(rows), round(share * len(rows)), replace=False)
-    taken_from = np.arange(len(rows))
+def exchanged(count: int, share: float, seed: int) -> np.ndarray:
+    """(count,) whose picture each row gets: a share of the rows exchange theirs, each with another row. Where that
+    shows the same thing the pair stays right."""
+    moved = np.random.default_rng(seed).choice(count, round(share * count), replace=False)
+    taken_from = np.arange(count)
     taken_from[moved] = np.roll(moved, 1)
-    pictures = rows.select_columns(_PICTURE).select(taken_from)
-    mixed = concatenate_datasets([pictures, rows.remove_columns(_PICTURE)], axis=1)
-    return mixed.select_columns(list(FEATURES))
+    return taken_from
+
+
+def with_pictures_of(captions: Dataset, taken_from: np.ndarray) -> Iterator[SpokenCaption]:
+    """The rows, each with the picture of another or its own."""
+    pictures = captions.select_columns(["image", "image_id"])
+    for row, number in zip(captions, taken_from, strict=True):
+        yield {**row, **pictures[int(number)]}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 from speech_image_retrieval.training.arguments import (
     ArgumentError,
-    differing_fields,
     load_arguments,
     save_arguments,
 )
@@ -157,21 +156,36 @@ def test_what_a_part_adds_is_the_difference_of_the_same_seed():
     runs = [_made("without", seed, coarse=10.0 * seed) for seed in (2, 0, 1)]
     runs += [_made("with", seed, coarse=0.0, reranked=10.0 * seed + 4 - seed) for seed in (0, 2)]
     part = Part("a part", "with", "without")
-    assert added(runs, part, "test") == [4.0, 2.0]
-    shown = parts_table(runs, [part, Part("unmeasured", "with", "missing")])
+    assert added(runs, part, "test", "final") == [4.0, 2.0]
+    shown = parts_table(runs, [part, Part("unmeasured", "with", "missing")], "final")
     assert "| a part | with | without | 2 | +3.0 ± 12.7 |" in shown and "unmeasured" not in shown
+    assert added(runs, part, "test", "coarse") == [0.0, -20.0]
+    assert parts_table(runs, [Part("unmeasured", "with", "missing")], "final") == ""
 
 
 def test_cells_that_show_a_part_differ_in_that_part_alone():
     config = CONFIGS / "spoken_emoji.yaml"
-    trained = {
-        cell.name: load_arguments(config, list(cell.overrides)) for cell in ablation.cells(load_arguments(config, []))
-    }
-    differing = {
-        part.name: set(differing_fields(trained[part.cell], asdict(trained[part.without])))
+    cells = ablation.cells(load_arguments(config, []))
+    trained = {cell.name: asdict(load_arguments(config, list(cell.overrides))) for cell in cells}
+    changes = {
+        part.name: {
+            name: (trained[part.without][name], value)
+            for name, value in trained[part.cell].items()
+            if value != trained[part.without][name]
+        }
         for part in ablation.parts(list(trained))
     }
-    assert differing["SIM with hard negatives, to SIC and queue"] == {"matching_weight", "listwise_weight"}
-    assert differing["MoD"] == {"alpha"}
-    assert differing["hard negatives"] == {"negative_sampling"}
-    assert differing["negatives mined beyond the batch"] == {"group_size"}
+    queue = {"queue_size": (0, 65536), "momentum": (None, 0.9)}
+    matching = {"matching_weight": (0, 0.2), "listwise_weight": (0, 0.2)}
+    assert changes == {
+        "queue and its teacher, to SIC alone": queue,
+        "SIM with random negatives, to SIC alone": matching | {"negative_sampling": ("similarity", "random")},
+        "SIM with hard negatives, to SIC alone": matching,
+        "hard instead of random negatives": {"negative_sampling": ("random", "similarity")},
+        "queue and its teacher, to SIC and SIM": queue,
+        "SIM with hard negatives, to SIC and queue": matching,
+        "MoD": {"alpha": (0, 0.4)},
+        "negatives mined beyond the batch": {"group_size": (1, 4)},
+        "margin InfoNCE over all pairs, to SIC alone": matching,
+    }
+    assert [cell.name for cell in cells if "benchmarks.margin_infonce" in cell.program] == [cells[-1].name]
