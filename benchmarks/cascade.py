@@ -31,6 +31,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 _RATE = 16_000
+_MAX_TOKENS = 64
 
 
 def main() -> None:
@@ -65,7 +66,8 @@ def main() -> None:
 
 
 def transcribe(whisper: str, rows: Dataset, batch_size: int, language: str | None) -> list[str]:
-    """What Whisper hears in each row's recording, by greedy decoding; recordings over 30 s are cut off there."""
+    """What Whisper hears in each row's recording, by greedy decoding; recordings over 30 s and transcripts over 64 tokens
+    are cut off there."""
     model = WhisperForConditionalGeneration.from_pretrained(whisper, use_safetensors=True, dtype=torch.float32).eval()
     extractor = WhisperFeatureExtractor.from_pretrained(whisper)
     tokenizer = AutoTokenizer.from_pretrained(whisper)
@@ -76,7 +78,7 @@ def transcribe(whisper: str, rows: Dataset, batch_size: int, language: str | Non
         bar = progress.add_task("recordings", total=len(rows), status="")
         while batch := list(islice(clips, batch_size)):
             inputs = extractor(batch, sampling_rate=_RATE, return_tensors="pt", return_attention_mask=True)
-            tokens = model.generate(**inputs, max_new_tokens=64, **told)
+            tokens = model.generate(**inputs, max_length=_MAX_TOKENS, **told)
             heard += tokenizer.batch_decode(tokens, skip_special_tokens=True)
             progress.update(bar, completed=len(heard))
     return heard
