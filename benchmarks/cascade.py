@@ -66,8 +66,8 @@ def main() -> None:
 
 
 def transcribe(whisper: str, rows: Dataset, batch_size: int, language: str | None) -> list[str]:
-    """What Whisper hears in each row's recording, by greedy decoding; recordings over 30 s and transcripts over 64 tokens
-    are cut off there."""
+    """What Whisper hears in each row's recording, by greedy decoding. Recordings over 30 s are cut off there,
+    transcripts over 64 tokens too."""
     model = WhisperForConditionalGeneration.from_pretrained(whisper, use_safetensors=True, dtype=torch.float32).eval()
     extractor = WhisperFeatureExtractor.from_pretrained(whisper)
     tokenizer = AutoTokenizer.from_pretrained(whisper)
