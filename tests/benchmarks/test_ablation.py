@@ -9,11 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from speech_image_retrieval.training.arguments import (
-    ArgumentError,
-    load_arguments,
-    save_arguments,
-)
+from speech_image_retrieval.training.arguments import ArgumentError, load_arguments, save_arguments
 
 from benchmarks import ablation
 from benchmarks.ablation_report import Part, added, interval, mean_r1, parts_table, table
